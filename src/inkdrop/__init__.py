@@ -1,0 +1,84 @@
+"""Denoising diffusion probabilistic models: train, sample, measure and look.
+
+The names below are imported when they are first used, so that `import inkdrop` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import presets
+    from .config import Config
+    from .data.images import ImageSet, Source
+    from .diffusion import forward, objectives, prediction, samplers
+    from .diffusion.denoiser import Denoiser, Estimate
+    from .diffusion.samplers import sample, sample_steps
+    from .diffusion.schedule import NoiseSchedule, ScheduleWarning
+    from .errors import InkdropError
+    from .run import Run, load
+    from .training.trainer import TrainingDiverged, train
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "forward": "diffusion.forward",
+    "objectives": "diffusion.objectives",
+    "prediction": "diffusion.prediction",
+    "presets": "presets",
+    "samplers": "diffusion.samplers",
+}
+_HOMES = {
+    "Config": "config",
+    "Denoiser": "diffusion.denoiser",
+    "Estimate": "diffusion.denoiser",
+    "ImageSet": "data.images",
+    "InkdropError": "errors",
+    "NoiseSchedule": "diffusion.schedule",
+    "Run": "run",
+    "ScheduleWarning": "diffusion.schedule",
+    "Source": "data.images",
+    "TrainingDiverged": "training.trainer",
+    "load": "run",
+    "sample": "diffusion.samplers",
+    "sample_steps": "diffusion.samplers",
+    "train": "training.trainer",
+}
+
+__all__ = [
+    "Config",
+    "Denoiser",
+    "Estimate",
+    "ImageSet",
+    "InkdropError",
+    "NoiseSchedule",
+    "Run",
+    "ScheduleWarning",
+    "Source",
+    "TrainingDiverged",
+    "forward",
+    "load",
+    "objectives",
+    "prediction",
+    "presets",
+    "sample",
+    "sample_steps",
+    "samplers",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = import_module(f".{_MODULES[name]}", __name__)
+    elif name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

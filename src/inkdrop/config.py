@@ -1,0 +1,239 @@
+"""The configuration of a run: validated, to and from JSON, and the command line's flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from .settings import Settings, one_of
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+
+_SCHEDULE_FIELDS = {
+    "linear": {"timesteps", "beta_start", "beta_end"},
+    "cosine": {"timesteps", "s", "max_beta"},
+    "sigmoid": {"timesteps", "start", "end", "tau", "max_beta"},
+    "betas": {"values"},
+    "alphas-cumprod": {"values"},
+}
+
+
+class DataConfig(Settings):
+    """Which images, and how they are varied."""
+
+    source: Annotated[str, one_of("data source", ("digits", "mnist", "cifar10"))] = "digits"
+    """Where images come from: digits, mnist or cifar10."""
+    path: tuple[str, ...] = ()
+    """Files or a folder; empty for the source's own place."""
+    horizontal_flip: bool = False
+    """Mirror half of the images."""
+    shift: NonNegativeInt = 0
+    """Move images by up to this many pixels each way; edges are repeated."""
+    held_out: PositiveInt = 256
+    """Images for the held-out loss: from the test set, or set aside where there is none."""
+
+
+class ScheduleConfig(Settings):
+    """The noise schedule. Fields of another kind of schedule are refused."""
+
+    kind: Annotated[str, one_of("schedule", tuple(_SCHEDULE_FIELDS))] = "linear"
+    """linear, cosine, sigmoid, betas or alphas-cumprod (the last two take values)."""
+    timesteps: PositiveInt = 1000
+    """T."""
+    beta_start: OpenFraction | None = None
+    """linear: the first beta; 1e-4 scaled by 1000/T where not given."""
+    beta_end: OpenFraction | None = None
+    """linear: the last beta; 0.02 scaled by 1000/T where not given."""
+    s: NonNegativeFloat = 0.008
+    """cosine: the offset that keeps the first betas from vanishing."""
+    start: float = -3.0
+    """sigmoid: where on the sigmoid to start."""
+    end: float = 3.0
+    """sigmoid: where on it to end."""
+    tau: PositiveFloat = 1.0
+    """sigmoid: its temperature."""
+    max_beta: OpenFraction = 0.999
+    """cosine, sigmoid: the cap on beta."""
+    values: tuple[float, ...] = ()
+    """betas, alphas-cumprod: one value for each timestep."""
+
+    @model_validator(mode="after")
+    def _fields_fit_the_kind(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            foreign = name != "kind" and name not in _SCHEDULE_FIELDS[self.kind]
+            if foreign and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} does not belong to the {self.kind} schedule, which takes "
+                    + ", ".join(sorted(_SCHEDULE_FIELDS[self.kind]))
+                )
+        if "values" in _SCHEDULE_FIELDS[self.kind] and not self.values:
+            raise ValueError(f"the schedule {self.kind} needs values, one for each timestep")
+        return self
+
+
+class UNetConfig(Settings):
+    """The U-Net of Ho et al. 2020, App. B, and its usual variations."""
+
+    kind: Literal["unet"] = "unet"
+    """The kind of network."""
+    channels: PositiveInt = 64
+    """Channels at full resolution."""
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2)
+    """Channels of each level, as multiples of channels; each level halves the resolution."""
+    blocks: PositiveInt = 2
+    """Residual blocks at each level."""
+    attention_resolutions: tuple[PositiveInt, ...] = ()
+    """Levels with self-attention, by the longer side of their feature map in pixels."""
+    attention_in_bottleneck: bool = True
+    """Self-attention between the two blocks of the bottleneck."""
+    head_channels: PositiveInt | None = None
+    """Channels of an attention head; one head of all channels where not given."""
+    dropout: Fraction = 0.0
+    """Dropout inside residual blocks."""
+    time_injection: Annotated[str, one_of("time injection", ("additive", "scale-shift"))] = (
+        "additive"
+    )
+    """How a block is told the timestep: additive or scale-shift."""
+    patch_size: PositiveInt = 1
+    """Side of the square of pixels that the first layer folds into channels."""
+    classes: PositiveInt | None = None
+    """Number of classes to be told as the condition; none for an unconditional network."""
+
+
+class MLPConfig(Settings):
+    """A residual multilayer perceptron for points (D,)."""
+
+    kind: Literal["mlp"] = "mlp"
+    """The kind of network."""
+    width: PositiveInt = 128
+    """Units of each layer."""
+    blocks: PositiveInt = 4
+    """Residual blocks."""
+    dropout: Fraction = 0.0
+    """Dropout inside residual blocks."""
+    classes: PositiveInt | None = None
+    """Number of classes to be told as the condition; none for an unconditional network."""
+
+
+NetworkConfig = UNetConfig | MLPConfig
+
+
+class TrainingConfig(Settings):
+    """The optimisation."""
+
+    steps: PositiveInt | None = None
+    """Optimizer steps; give these or epochs."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training images; give these or steps."""
+    batch_size: PositiveInt = 128
+    """Images of one optimizer step."""
+    accumulation: PositiveInt = 1
+    """Equal parts that a batch is computed in, to fit in memory."""
+    optimizer: Annotated[str, one_of("optimizer", ("adam", "adamw"))] = "adamw"
+    """adam or adamw."""
+    learning_rate: PositiveFloat = 2e-4
+    """The highest learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay of the gradient's first and second moments."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from zero."""
+    decay: Annotated[str, one_of("decay", ("constant", "linear", "cosine"))] = "constant"
+    """How the learning rate goes to final_learning_rate: constant, linear or cosine."""
+    final_learning_rate: NonNegativeFloat = 0.0
+    """Where a linear or cosine decay ends."""
+    gradient_clip: PositiveFloat | None = 1.0
+    """The largest gradient norm; None for no clipping."""
+    ema_decay: Fraction = 0.999
+    """Decay of the averaged weights per step; smaller during the first steps."""
+    precision: Annotated[str, one_of("precision", ("auto", "float32", "bfloat16", "float16"))] = (
+        "auto"
+    )
+    """auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a device torch knows."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"give steps or epochs, not both (got {self.steps} and {self.epochs})")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split into {self.accumulation} equal parts "
+                "(accumulation)"
+            )
+        return self
+
+
+class LoggingConfig(Settings):
+    """What is written down, and when. None of it changes what is learnt."""
+
+    metrics_every: PositiveInt = 50
+    """Steps between lines of metrics.jsonl."""
+    held_out_every: PositiveInt = 500
+    """Steps between held-out losses."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 3
+    """How many checkpoints are kept."""
+    samples_every: NonNegativeInt = 1000
+    """Steps between grids of samples in samples/training; 0 for none."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too (the extra tensorboard)."""
+
+
+class Config(Settings):
+    """All that a run depends on."""
+
+    name: str = "digits"
+    """The preset it came from."""
+    seed: int = 0
+    """Names every draw of the run."""
+    prediction: Annotated[str, one_of("prediction", ("noise", "x_start", "velocity", "score"))] = (
+        "noise"
+    )
+    """What the network predicts: noise, x_start, velocity or score."""
+    objective: Annotated[str, one_of("objective", ("simple",))] = "simple"
+    """The training objective: simple."""
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    network: UNetConfig | MLPConfig | None = Field(UNetConfig(), discriminator="kind")
+    """The network; None when a module of one's own is passed in Python."""
+    training: TrainingConfig = TrainingConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def differences(before: Config, after: Config) -> list[str]:
+    """The fields in which two configurations would train differently, as "path: old → new".
+
+    What does not change the result is left out: the name, `logging`, the device, and where the
+    data lies (a run knows its data by a fingerprint).
+    """
+    old, new = (dict(_leaves(config.model_dump(exclude=_FREE))) for config in (before, after))
+    return [
+        f"{path}: {old.get(path)!r} → {new.get(path)!r}"
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path) != new.get(path)
+    ]
+
+
+_FREE: Any = {"name": True, "logging": True, "data": {"path"}, "training": {"device"}}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

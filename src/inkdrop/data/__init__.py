@@ -1,0 +1,1 @@
+"""Where images come from: files, the hub, and the embedded digits, as checked uint8 tensors."""

@@ -1,0 +1,18 @@
+"""The one exception for a user's mistake, and the sentence for a name that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InkdropError(ValueError):
+    """A mistake the user can mend; the message is one line: what, which value, what is allowed."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InkdropError:
+    """The error for a name that is not among `choices`: the nearest match first, then all."""
+    known = list(choices)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return InkdropError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""Networks: functions of (x, t, condition), with no diffusion in them."""

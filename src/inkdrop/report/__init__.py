@@ -1,0 +1,1 @@
+"""What a run looks like: pictures, charts, and the self-contained HTML page."""

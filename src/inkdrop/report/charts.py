@@ -1,0 +1,352 @@
+"""Charts of a run's metrics and of its noise schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from ..diffusion.schedule import TERMINAL_SIGNAL, NoiseSchedule
+from ..metrics import TIMESTEP_BINS
+from . import style
+
+RECENT = 10  # rows of metrics that the latest training loss is the mean of
+
+_WIDTH = 460
+_HEIGHT = 316
+_EDGE, _LEFT, _RIGHT, _BOTTOM = 2, 52, 26, 50  # margins: of titles, then of the axes
+_TITLE_ROOM = 66
+_PANEL_TITLE_ROOM, _PANEL_HEIGHT = 54, 124
+
+_LOG_FROM = 8.0  # largest over smallest value, from which an axis is logarithmic
+_LOG_FROM_BETAS = 1000.0  # a linear schedule's 200 is drawn as the straight line it is
+_SMOOTHING = 20  # the moving average spans one in so many of the rows
+
+Metrics = Sequence[dict[str, Any]]
+Floats = NDArray[np.float64]
+
+
+def loss_curve(metrics: Metrics, unit: str = "mean squared error") -> Figure:
+    """Training loss (each row, and smoothed) and held-out loss against the optimizer step.
+
+    Args:
+        metrics: rows of metrics.jsonl.
+        unit: of the loss.
+    """
+    steps, losses = _series(metrics, "loss")
+    held_out_steps, held_out = _series(metrics, "held_out_loss")
+    figure, axes = _chart("Loss")
+    if not len(losses) and not len(held_out):
+        return _without_data(figure, axes)
+    smooth = smoothed(losses)
+    logarithmic = _value_axis(axes, [*losses, *held_out])
+    _small(figure, _EDGE, 38, _unit(unit, logarithmic))
+    axes.plot(steps, losses, color=style.WASH, linewidth=1)
+    axes.plot(steps, smooth, color=style.INK, linewidth=2, marker="o" if len(steps) == 1 else "")
+    dots: dict[str, Any] = {"marker": "o", "markersize": 5, "markeredgecolor": style.PAPER}
+    axes.plot(held_out_steps, held_out, color=style.ACCENT, linewidth=1.5, clip_on=False, **dots)
+    _count_axis(axes, max([*steps, *held_out_steps]))
+    _axis_labels(figure, "optimizer step")
+    marks: dict[str, Artist] = {}
+    if len(losses):
+        marks["training"] = Line2D([], [], color=style.INK, linewidth=2)
+    if len(held_out):
+        marks["held out"] = Line2D([], [], color=style.ACCENT, linewidth=1.5, **dots)
+    _legend(figure, marks)
+    return figure
+
+
+def loss_by_timestep(
+    metrics: Metrics, timesteps: int | None = None, unit: str = "mean squared error"
+) -> Figure:
+    """The latest loss by how noisy the images were: ten bins, each a tenth of the schedule.
+
+    Args:
+        metrics: rows of metrics.jsonl.
+        timesteps: T, to name the bins by their timesteps; by tenths of T where it is not given.
+        unit: of the loss.
+    """
+    training = _bin_means(metrics, "loss_by_timestep", RECENT)
+    held_out = _bin_means(metrics, "held_out_loss_by_timestep", 1)
+    known = [loss for loss in (*training, *held_out) if math.isfinite(loss)]
+    figure, axes = _chart("Loss by timestep")
+    if not known:
+        return _without_data(figure, axes)
+    logarithmic = _value_axis(axes, known, from_zero=True)
+    _small(figure, _EDGE, 38, _unit(unit, logarithmic))
+    floor = axes.get_ylim()[0]
+    bins = np.arange(TIMESTEP_BINS)
+    axes.bar(bins + 0.5, training - floor, 0.8, bottom=floor, color=style.WASH)
+    axes.hlines(held_out, bins + 0.1, bins + 0.9, color=style.ACCENT, linewidth=2.5)
+    axes.set_xlim(0, TIMESTEP_BINS)
+    edges = range(0, TIMESTEP_BINS + 1, 2)
+    labels = [_bin_edge(i, timesteps) for i in edges]
+    axes.set_xticks(edges, labels, math_fontfamily=style.MATH_FONT)
+    _axis_labels(figure, "timestep $t$", "nearly clean", "nearly all noise")
+    marks: dict[str, Artist] = {}
+    if np.isfinite(training).any():
+        marks["training"] = Patch(color=style.WASH)
+    if np.isfinite(held_out).any():
+        marks["held out"] = Line2D([], [], color=style.ACCENT, linewidth=2.5)
+    _legend(figure, marks)
+    return figure
+
+
+def noise_schedule(schedule: NoiseSchedule) -> Figure:
+    """The schedule against t: β_t, the amplitudes of image and noise in x_t, and the log-SNR."""
+    panels = 3
+    heading = 14
+    height = heading + panels * (_PANEL_TITLE_ROOM + _PANEL_HEIGHT) + _BOTTOM
+    figure = style.new_figure(_WIDTH, height)
+    _title(figure, "Noise schedule")
+    t = np.arange(schedule.timesteps)
+    tops = [heading + i * (_PANEL_TITLE_ROOM + _PANEL_HEIGHT) for i in range(panels)]
+
+    def panel(index: int, title: str) -> Axes:
+        top = tops[index] + _PANEL_TITLE_ROOM
+        style.add_text(figure, _EDGE, top - 18, title, va="baseline")
+        axes = style.add_axes(figure, _LEFT, height - top - _PANEL_HEIGHT, _RIGHT, top)
+        _count_axis(axes, schedule.timesteps - 1)
+        axes.tick_params(axis="x", labelbottom=index == panels - 1)
+        return axes
+
+    def curve(axes: Axes, values: Any, color: str = style.INK) -> None:
+        marker = "o" if schedule.timesteps == 1 else ""
+        axes.plot(t, values, color=color, linewidth=2, marker=marker, clip_on=False)
+
+    betas = schedule.betas.numpy()
+    axes = panel(0, r"noise added at a step: its variance $\beta_t$")
+    _value_axis(axes, betas, from_zero=True, log_from=_LOG_FROM_BETAS)
+    curve(axes, betas)
+
+    axes = panel(1, r"amplitudes in $x_t$")
+    axes.set_ylim(0, 1)
+    _value_ticks(axes, [0, 0.5, 1])
+    curve(axes, schedule.sqrt_one_minus_alphas_cumprod.numpy(), style.ACCENT)
+    curve(axes, schedule.sqrt_alphas_cumprod.numpy())
+    _mark_terminal(axes, schedule)
+    _legend(
+        figure,
+        {
+            r"image $\sqrt{\bar{\alpha}_t}$": Line2D([], [], color=style.INK, linewidth=2),
+            r"noise $\sqrt{1-\bar{\alpha}_t}$": Line2D([], [], color=style.ACCENT, linewidth=2),
+        },
+        top=tops[1] + _PANEL_TITLE_ROOM - 33,
+    )
+
+    log_snr = schedule.log_snr.numpy()
+    axes = panel(2, r"log-SNR, $\ln\,\bar{\alpha}_t/(1-\bar{\alpha}_t)$")
+    _value_axis(axes, [*log_snr, 0.0], log_from=math.inf)
+    axes.axhline(0, color=style.FAINT, linewidth=1)
+    _note(axes, "as much image as noise", (1, 0), (0, 5), xycoords=("axes fraction", "data"))
+    curve(axes, log_snr)
+    _axis_labels(figure, "timestep $t$", "nearly clean", "nearly all noise")
+    return figure
+
+
+def smoothed(values: Floats) -> Floats:
+    """A moving average over one in twenty of the values, and as long as they are.
+
+    Its window opens gradually, so that the steep fall at the start is not blurred.
+    """
+    i = np.arange(len(values))
+    half = np.minimum(math.ceil(len(values) / _SMOOTHING / 2), i // 4)
+    first, last = i - half, np.minimum(i + half, len(values) - 1)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    mean: Floats = (sums[last + 1] - sums[first]) / (last + 1 - first)
+    return mean
+
+
+def latest_loss(metrics: Metrics, name: str = "loss", rows: int = RECENT) -> float | None:
+    """The mean of the last `rows` values of a loss, or None where there is none."""
+    _, losses = _series(metrics, name)
+    return float(losses[-rows:].mean()) if len(losses) else None
+
+
+def number(value: float) -> str:
+    """A number as an axis shows it, short and in matplotlib's notation: 0.05, 20,000, 2·10⁻⁵."""
+    size = abs(value)
+    if value and not 1e-3 <= size < 1e6:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\cdot"
+        return f"${factor}10^{{{int(exponent)}}}$"
+    return (f"{value:,.0f}" if size >= 1000 else f"{value:.4g}").replace("-", "−")
+
+
+def _chart(title: str) -> tuple[Figure, Axes]:
+    figure = style.new_figure(_WIDTH, _HEIGHT)
+    _title(figure, title)
+    return figure, style.add_axes(figure, _LEFT, _BOTTOM, _RIGHT, _TITLE_ROOM)
+
+
+def _title(figure: Figure, title: str) -> None:
+    style.add_text(figure, _EDGE, 17, title, va="baseline", fontsize=17, fontweight="bold")
+
+
+def _without_data(figure: Figure, axes: Axes) -> Figure:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "no data yet", ha="center", transform=axes.transAxes, **style.text_style())
+    return figure
+
+
+def _value_axis(
+    axes: Axes,
+    values: Sequence[float] | Floats,
+    *,
+    from_zero: bool = False,
+    log_from: float = _LOG_FROM,
+) -> bool:
+    """Limits and ticks that hold `values`; logarithmic, then True, where they span very much."""
+    low, high = float(min(values)), float(max(values))
+    logarithmic = low > 0 and high / low > log_from
+    if logarithmic:
+        low, high = low * 0.8, high * 1.15
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.yaxis.set_minor_locator(NullLocator())
+        _value_ticks(axes, _log_ticks(low, high))
+    else:
+        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+        low, high = 0.0 if from_zero else low - margin, high + margin
+        axes.set_ylim(low, high)
+        _value_ticks(axes, _linear_ticks(low, high))
+    return logarithmic
+
+
+def _value_ticks(axes: Axes, ticks: Sequence[float]) -> None:
+    labels = [number(tick) for tick in ticks]
+    axes.set_yticks(ticks, labels, math_fontfamily=style.MATH_FONT)
+
+
+def _linear_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
+    ticks = MaxNLocator(at_most, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in ticks if low <= tick <= high]
+
+
+def _log_ticks(low: float, high: float, at_most: int = 7) -> list[float]:
+    """1, 2 and 5 of each power of ten; the powers alone, or every second …, where room is short."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [[m * 10.0**p for p in powers for m in (1, 2, 5)]]
+    choices += [[10.0**p for p in powers if p % stride == 0] for stride in (1, 2, 5, 10, 50)]
+    inside = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]
+    return next((ticks for ticks in inside if len(ticks) <= at_most), inside[-1])
+
+
+def _count_axis(axes: Axes, largest: float) -> None:
+    largest = max(1.0, largest)
+    axes.set_xlim(0, largest)
+    ticks = [tick for tick in _linear_ticks(0, largest) if tick == int(tick)]
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+
+
+def _axis_labels(figure: Figure, label: str, left: str = "", right: str = "") -> None:
+    """The label of the horizontal axis, and what its two ends mean."""
+    y = figure.get_size_inches()[1] * style.POINTS_PER_INCH - 7
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    style.add_text(figure, middle, y, label, ha="center", va="baseline")
+    _small(figure, _LEFT, y, left)
+    _small(figure, _WIDTH - _RIGHT, y, right, ha="right")
+
+
+def _small(figure: Figure, x: float, y: float, text: str, ha: str = "left") -> None:
+    style.add_text(
+        figure, x, y, text, ha=ha, va="baseline", fontsize=style.SMALL_SIZE, color=style.MUTED
+    )
+
+
+def _note(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **how: Any
+) -> None:
+    """A remark that ends above a point of the axes."""
+    how = {"color": style.MUTED, **how}
+    axes.annotate(
+        text,
+        point,
+        offset,
+        textcoords="offset points",
+        ha="right",
+        **{**style.text_style(), "fontsize": style.SMALL_SIZE, **how},
+    )
+
+
+def _legend(figure: Figure, marks: dict[str, Artist], top: float = 5) -> None:
+    """A legend in one line that ends above the axes' right end."""
+    width, height = figure.get_size_inches() * style.POINTS_PER_INCH
+    legend = figure.legend(
+        list(marks.values()),
+        list(marks),
+        loc="upper right",
+        bbox_to_anchor=((width - _RIGHT) / width, 1 - top / height),
+        ncols=len(marks),
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.3,
+        labelcolor=style.INK,
+        prop={"family": style.FONT, "size": style.TEXT_SIZE},
+    )
+    for text in legend.get_texts():
+        text.set_math_fontfamily(style.MATH_FONT)
+
+
+def _mark_terminal(axes: Axes, schedule: NoiseSchedule) -> None:
+    """Say what is left of the image at the end, loudly where that is more than it should be."""
+    last = schedule.alphas_cumprod[-1].item()
+    point = (schedule.timesteps - 1, schedule.sqrt_alphas_cumprod[-1].item())
+    too_much = last > TERMINAL_SIGNAL
+    color = style.ACCENT if too_much else style.INK
+    axes.plot(
+        *point,
+        marker="o",
+        markersize=7,
+        color=color,
+        markeredgecolor=style.PAPER,
+        clip_on=False,
+        zorder=3,
+    )
+    text = rf"$\bar{{\alpha}}$ = {number(float(f'{last:.2g}'))} at the end"
+    # Under the falling curve, where no line passes.
+    under = int((schedule.sqrt_alphas_cumprod >= 0.2).sum()) - 1
+    _note(axes, f"signal is left: {text}" if too_much else text, (under, 0), (-8, 6), color=color)
+
+
+def _series(metrics: Metrics, name: str) -> tuple[Floats, Floats]:
+    """Steps and values of the rows that have a finite value of that name."""
+    pairs = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+    pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
+    columns = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
+
+
+def _bin_means(metrics: Metrics, name: str, rows: int) -> Floats:
+    """Mean of the last `rows` rows in each bin, NaN for a bin that none of them has."""
+    latest = [row[name] for row in metrics if row.get(name)][-rows:]
+    values = np.array(latest, dtype=np.float64).reshape(-1, TIMESTEP_BINS)
+    known = np.isfinite(values)
+    count = known.sum(0)
+    total = np.where(known, values, 0.0).sum(0)
+    means: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means
+
+
+def _bin_edge(index: int, timesteps: int | None) -> str:
+    """The first timestep of a bin, or T behind the last."""
+    if timesteps is not None:
+        return f"{math.ceil(index * timesteps / TIMESTEP_BINS):,}"
+    share = index / TIMESTEP_BINS
+    return {0.0: "0", 1.0: "$T$"}.get(share, f"{share:g} $T$")
+
+
+def _unit(unit: str, logarithmic: bool) -> str:
+    return f"{unit}, logarithmic scale" if logarithmic else unit

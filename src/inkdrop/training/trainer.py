@@ -1,0 +1,512 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..build import build_denoiser, choose_device
+from ..checkpoint import (
+    Checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    replace_synced,
+    write_checkpoint,
+)
+from ..config import Config, TrainingConfig, differences
+from ..data.images import ImageSet, Source
+from ..data.pixels import to_float, to_uint8
+from ..data.sources import load_source
+from ..data.stream import Stream, held_out_split
+from ..diffusion import objectives
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.samplers import sample
+from ..environment import describe
+from ..errors import InkdropError
+from ..metrics import TIMESTEP_BINS, append_metrics, bin_label, rewind_metrics, timestep_bin
+from ..randomness import generator, normal, torch_seeded
+from ..report.pictures import grid, save
+from ..run import Run, read_config, read_environment, write_config, write_example
+from .ema import EMA
+from .learning_rate import learning_rate_factor
+from .progress import TrainingProgress
+
+_OBJECTIVES = {"simple": objectives.simple}
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_PREVIEW_IMAGES = 64
+
+
+class TrainingDiverged(InkdropError):
+    """The loss or the gradient is no longer a finite number; the step was not taken."""
+
+
+def train(
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    resume: str = "auto",
+    source: Source | None = None,
+    network: nn.Module | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train what a configuration describes, or go on where its folder left off.
+
+    Args:
+        config: the configuration.
+        out: the run folder; runs/NAME by default.
+        resume: "auto" goes on with a run of the same configuration; "never" refuses a folder that
+            holds one.
+        source: images of one's own instead of config.data's.
+        network: a module (x, t, condition) of one's own, with config.network = None.
+        console: where progress is shown; None is silent.
+
+    Returns:
+        The run. SIGINT and SIGTERM save and return early: then `run.step` is below the last step,
+        and the same call goes on.
+
+    Raises:
+        InkdropError: for a mistake in any of it, or a folder that holds something else, before
+            anything is written.
+        TrainingDiverged: when the loss or a gradient is not finite; the last checkpoint stands.
+    """
+    trainer = Trainer(config, out, resume=resume, source=source, network=network, console=console)
+    trainer.run()
+    return Run(trainer.out, network=network, device=config.training.device)
+
+
+@dataclass
+class _Window:
+    """What has gathered since the last line of metrics; part of a checkpoint."""
+
+    steps: int = 0
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    bin_loss: list[float] = field(default_factory=lambda: [0.0] * TIMESTEP_BINS)
+    bin_count: list[int] = field(default_factory=lambda: [0] * TIMESTEP_BINS)
+
+
+class Trainer:
+    """A training in progress. Making one checks everything and writes nothing; `run` trains.
+
+    The arguments are those of `train`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        out: str | Path | None = None,
+        *,
+        resume: str = "auto",
+        source: Source | None = None,
+        network: nn.Module | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.config = config = config.model_copy(deep=True)
+        self.out = Path(out) if out is not None else Path("runs") / config.name
+        self.console = console
+        self.stopped_by: signal.Signals | None = None
+        self.resumed_from = _check_folder(self.out, config, resume)
+
+        self.device = choose_device(config.training.device)
+        source = source or load_source(config.data.source, config.data.path)
+        images, self.held_out = held_out_split(source.train, source.test, config.data.held_out)
+        self.train_set = images
+        self.total = _total_steps(config.training, len(images))
+
+        with torch_seeded(config.seed, "initial weights"):
+            self.denoiser = build_denoiser(config, images.shape, network)
+        self._needs_classes = getattr(config.network, "classes", None)
+        _check_classes(self._needs_classes, images)
+        self.network = self.denoiser.network.to(self.device)
+        self.ema = EMA(self.network, config.training.ema_decay)
+        self.averaged = Denoiser(
+            self.ema.network, self.denoiser.schedule, config.prediction, images.shape
+        )
+        self.parameters = dict(self.network.named_parameters())
+        self.optimizer = _OPTIMIZERS[config.training.optimizer](
+            self.parameters.values(),
+            lr=config.training.learning_rate,
+            betas=config.training.betas,
+            weight_decay=config.training.weight_decay,
+        )
+        self.autocast_dtype = _precision(config.training.precision, self.device)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.autocast_dtype == torch.float16
+        )
+        self.stream = Stream(
+            images,
+            config.training.batch_size,
+            config.seed,
+            horizontal_flip=config.data.horizontal_flip,
+            shift=config.data.shift,
+            device=self.device,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.window = _Window()
+        if self.resumed_from is not None:
+            self._restore(self.resumed_from)
+
+    def run(self) -> None:
+        """Train to the last step, or until SIGINT or SIGTERM."""
+        if self.step >= self.total:
+            self._say(f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done")
+            return
+        self._prepare_folder()
+        progress = TrainingProgress(self.total, self.step, self.console)
+        logging = self.config.logging
+        board = _tensorboard(self.out, self.step) if logging.tensorboard else None
+        began, seconds_before = time.monotonic(), self.seconds
+        window_began, window_first = began, self.step
+        try:
+            with _stopping_at_signals(self):
+                while self.step < self.total and self.stopped_by is None:
+                    self._train_step()
+                    now = time.monotonic()
+                    self.seconds = seconds_before + now - began
+                    if self.step % logging.metrics_every == 0 or self.step == self.total:
+                        images = (self.step - window_first) * self.stream.batch_size
+                        rate = images / (now - window_began)
+                        row = self._metrics_row(rate)
+                        self._log(row, board)
+                        progress.update(self.step, row["loss"], rate)
+                        self.window, window_began, window_first = _Window(), now, self.step
+                    if self._due(logging.held_out_every) and self.held_out is not None:
+                        self._log(self._held_out_row(self.held_out), board)
+                    if self._due(logging.samples_every):
+                        self._write_samples()
+                    if self._due(logging.checkpoint_every) or self.stopped_by is not None:
+                        self._write_checkpoint()
+        finally:
+            progress.close()
+            if board is not None:
+                board.close()
+        if self.stopped_by is not None and self.step < self.total:
+            self._say(
+                f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
+                "all is saved, and the same command goes on"
+            )
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.total)
+
+    def _train_step(self) -> None:
+        """One optimizer step: everything it draws is addressed by the step."""
+        training, seed, step = self.config.training, self.config.seed, self.step
+        x_start, labels = self.stream.batch(step)
+        condition = labels if self._needs_classes else None
+        timesteps = self.denoiser.schedule.timesteps
+        t = torch.from_numpy(
+            generator(seed, "timestep", step).integers(timesteps, size=len(x_start))
+        )
+        t_device = t.to(self.device)
+        noise = normal(tuple(x_start.shape), seed, "noise", step, device=self.device)
+        learning_rate = training.learning_rate * learning_rate_factor(training, step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = []
+        size = len(x_start) // training.accumulation
+        for part in range(training.accumulation):
+            rows = slice(part * size, (part + 1) * size)
+            with torch_seeded(seed, "dropout", step, part), self._autocast():
+                losses = self._objective(
+                    self.denoiser,
+                    x_start[rows],
+                    t_device[rows],
+                    noise[rows],
+                    None if condition is None else condition[rows],
+                )
+            self.scaler.scale(losses.sum() / len(x_start)).backward()
+            parts.append(losses.detach())
+        losses = torch.cat(parts).float()
+
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(
+            self.parameters.values(), training.gradient_clip or math.inf
+        )
+        self._check_finite(losses.cpu(), t, float(norm), learning_rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update(self.network, step)
+
+        self.step += 1
+        self._gather(losses.cpu(), t, float(norm))
+
+    @property
+    def _objective(self) -> Any:
+        return _OBJECTIVES[self.config.objective]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type,
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
+        )
+
+    def _check_finite(self, losses: Tensor, t: Tensor, norm: float, learning_rate: float) -> None:
+        bad = ~losses.isfinite()
+        # With float16 an overflowing gradient is ordinary: the scaler skips that step itself.
+        if not bad.any() and (math.isfinite(norm) or self.scaler.is_enabled()):
+            return
+        if bad.any():
+            timesteps = self.denoiser.schedule.timesteps
+            worst = int(t[bad][0])
+            label = bin_label(timestep_bin(worst, timesteps), timesteps)
+            what = f"the loss is {losses[bad][0].item()} at timestep {worst} (bin {label})"
+        else:
+            what = f"the gradient's norm is {norm}"
+        checkpoint = newest_checkpoint(self.out / "checkpoints")
+        stands = f"{checkpoint} is the last good checkpoint" if checkpoint else "no checkpoint yet"
+        raise TrainingDiverged(
+            f"training diverged in step {self.step}: {what}, with learning rate "
+            f"{learning_rate:.3g}; the step was not taken and {stands}; try a lower "
+            "--training.learning-rate or longer --training.warmup-steps in a new --out folder"
+        )
+
+    def _gather(self, losses: Tensor, t: Tensor, norm: float) -> None:
+        window, timesteps = self.window, self.denoiser.schedule.timesteps
+        window.steps += 1
+        window.loss += losses.mean().item()
+        window.gradient_norm += norm
+        for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            i = timestep_bin(timestep, timesteps)
+            window.bin_loss[i] += loss
+            window.bin_count[i] += 1
+
+    def _metrics_row(self, images_per_second: float) -> dict[str, Any]:
+        window = self.window
+        return {
+            "step": self.step,
+            "loss": window.loss / window.steps,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": window.gradient_norm / window.steps,
+            "images_per_second": round(images_per_second, 2),
+            "seconds": round(self.seconds, 3),
+            "loss_by_timestep": _bin_means(window.bin_loss, window.bin_count),
+        }
+
+    @torch.no_grad()
+    def _held_out_row(self, held_out: ImageSet) -> dict[str, Any]:
+        """The averaged weights' loss on images, timesteps and noise that are always the same."""
+        count, timesteps = len(held_out), self.denoiser.schedule.timesteps
+        x_start = to_float(held_out.images)
+        noise = normal(tuple(x_start.shape), 0, "held-out noise")
+        t = torch.arange(count) * timesteps // count
+        condition = held_out.labels if self._needs_classes else None
+        losses = []
+        for i in range(0, count, self.stream.batch_size):
+            rows = slice(i, i + self.stream.batch_size)
+            with self._autocast():
+                part = self._objective(
+                    self.averaged,
+                    x_start[rows].to(self.device),
+                    t[rows].to(self.device),
+                    noise[rows].to(self.device),
+                    None if condition is None else condition[rows].to(self.device),
+                )
+            losses.append(part.float().cpu())
+        every = torch.cat(losses)
+        sums, counts = [0.0] * TIMESTEP_BINS, [0] * TIMESTEP_BINS
+        for timestep, loss in zip(t.tolist(), every.tolist(), strict=True):
+            i = timestep_bin(timestep, timesteps)
+            sums[i] += loss
+            counts[i] += 1
+        return {
+            "step": self.step,
+            "held_out_loss": every.mean().item(),
+            "held_out_loss_by_timestep": _bin_means(sums, counts),
+        }
+
+    def _log(self, row: dict[str, Any], board: Any) -> None:
+        append_metrics(self.out / "metrics.jsonl", row)
+        if board is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    board.add_scalar(name, value, row["step"])
+
+    def _write_samples(self) -> None:
+        """A grid of the same 64 images of seed 0 as training goes."""
+        classes = self._needs_classes
+        condition = torch.arange(_PREVIEW_IMAGES) % classes if classes else None
+        with self._autocast():
+            images = sample(
+                self.averaged,
+                _PREVIEW_IMAGES,
+                "ddim",
+                min(50, self.denoiser.schedule.timesteps),
+                condition=condition,
+                batch_size=self.stream.batch_size,
+            )
+        folder = self.out / "samples" / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        save(grid(to_uint8(images.cpu())), folder / f"step-{self.step:08d}.png")
+
+    def _write_checkpoint(self) -> None:
+        names = list(self.parameters)
+        state = self.optimizer.state_dict()["state"]
+        optimizer = {
+            f"{kind}/{names[i]}": value
+            for i, kinds in state.items()
+            for kind, value in kinds.items()
+        }
+        write_checkpoint(
+            self.out / "checkpoints",
+            Checkpoint(
+                self.step,
+                {
+                    "weights": self.network.state_dict(),
+                    "ema": self.ema.network.state_dict(),
+                    "optimizer": optimizer,
+                },
+                {
+                    "shape": list(self.train_set.shape),
+                    "data": self.train_set.fingerprint,
+                    "seconds": self.seconds,
+                    "window": asdict(self.window),
+                    "scaler": self.scaler.state_dict(),
+                },
+            ),
+            self.config.logging.keep_checkpoints,
+        )
+
+    def _restore(self, path: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        state = checkpoint.state
+        if state["data"] != self.train_set.fingerprint:
+            raise InkdropError(
+                f"{self.out} was trained on other images than these ({self.train_set.name}): give "
+                "the same --data, or another --out"
+            )
+        self.network.load_state_dict(checkpoint.tensors["weights"])
+        self.ema.network.load_state_dict(checkpoint.tensors["ema"])
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        index = {name: i for i, name in enumerate(self.parameters)}
+        for key, value in checkpoint.tensors["optimizer"].items():
+            kind, name = key.split("/", 1)
+            optimizer.setdefault(index[name], {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoint.step
+        self.seconds = state["seconds"]
+        self.window = _Window(**state["window"])
+
+    def _prepare_folder(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_config(self.out, self.config)
+        environment = read_environment(self.out)
+        environment["sessions"].append({"first_step": self.step, **describe(self.device)})
+        replace_synced(self.out / "environment.json", json.dumps(environment, indent=1).encode())
+        rewind_metrics(self.out / "metrics.jsonl", self.step)
+        if self.held_out is not None:
+            write_example(self.out, self.held_out.images[0])
+
+    def _say(self, message: str) -> None:
+        if self.console is not None:
+            self.console.print(message, highlight=False)
+
+
+def _check_folder(out: Path, config: Config, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None; an error for a folder that is not ours to use."""
+    if resume not in ("auto", "never"):
+        raise InkdropError(f"resume must be auto or never, got {resume!r}")
+    if out.exists() and not out.is_dir():
+        raise InkdropError(f"{out} is a file; choose another --out folder")
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    if not (out / "config.json").exists():
+        raise InkdropError(f"{out} is not empty and holds no run; choose another --out folder")
+    changes = differences(read_config(out), config)
+    if changes:
+        raise InkdropError(
+            f"{out} holds another run, which differs in {'; '.join(changes)}; choose another --out "
+            "folder, or give that run's own options to go on with it"
+        )
+    checkpoint = newest_checkpoint(out / "checkpoints")
+    if resume == "never" and checkpoint is not None:
+        raise InkdropError(
+            f"{out} holds this run already ({checkpoint.name}); with --resume auto it goes on, or "
+            "choose another --out folder"
+        )
+    return checkpoint
+
+
+def _total_steps(training: TrainingConfig, images: int) -> int:
+    if training.steps is not None:
+        return training.steps
+    if training.epochs is None:
+        raise InkdropError("the length of training is not given: set training.steps or .epochs")
+    return max(1, math.ceil(training.epochs * images / training.batch_size))
+
+
+def _check_classes(classes: int | None, images: ImageSet) -> None:
+    if classes is None:
+        return
+    if images.labels is None:
+        raise InkdropError(
+            f"network.classes is {classes}, but the images of {images.name} have no labels"
+        )
+    if images.classes is not None and images.classes > classes:
+        raise InkdropError(
+            f"network.classes is {classes}, but the labels of {images.name} go up to "
+            f"{images.classes - 1}: set network.classes to {images.classes}"
+        )
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to; None for plain float32."""
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else None
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _bin_means(sums: list[float], counts: list[int]) -> list[float | None]:
+    return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+
+
+def _tensorboard(out: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InkdropError(
+            "logging.tensorboard needs TensorBoard: pip install 'inkdrop[tensorboard]'"
+        ) from None
+    return SummaryWriter(out / "tensorboard", purge_step=step)
+
+
+@contextmanager
+def _stopping_at_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the loop to save and leave; a second one acts as it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stopped_by = signal.Signals(number)
+        signal.signal(number, before[trainer.stopped_by])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

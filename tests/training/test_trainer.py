@@ -1,0 +1,440 @@
+"""The training loop: exact, resumable, and never past a loss that is not a number."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import inkdrop
+from inkdrop.checkpoint import newest_checkpoint, read_checkpoint
+from inkdrop.config import Config
+from inkdrop.data.images import ImageSet, Source
+from inkdrop.errors import InkdropError
+from inkdrop.training.trainer import Trainer, TrainingDiverged, train
+
+MakeConfig = Callable[..., Config]
+
+
+def tensors(out: Path) -> dict[str, dict[str, Tensor]]:
+    path = newest_checkpoint(out / "checkpoints")
+    assert path is not None
+    return read_checkpoint(path).tensors
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = tensors(a), tensors(b)
+    for part in ("weights", "ema", "optimizer"):
+        assert first[part].keys() == second[part].keys()
+        for name, tensor in first[part].items():
+            assert torch.equal(tensor, second[part][name]), (part, name)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows
+    ]
+
+
+def stop_after(trainer: Trainer, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal as soon as `step` steps are done."""
+    train_step = trainer._train_step
+
+    def watched() -> None:
+        train_step()
+        if trainer.step == step:
+            os.kill(os.getpid(), number)
+
+    trainer._train_step = watched  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 5, 6, 11])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    tmp_path: Path, config: MakeConfig, source: Source, step: int, number: signal.Signals
+) -> None:
+    straight = train(config(), tmp_path / "straight", source=source)
+    stopped = Trainer(config(), tmp_path / "stopped", source=source)
+    stop_after(stopped, step, number)
+    stopped.run()
+    assert stopped.stopped_by is number
+    assert inkdrop.load(tmp_path / "stopped").step == step
+    resumed = train(config(), tmp_path / "stopped", source=source)
+    assert resumed.step == straight.step == 12
+    assert_same_bits(tmp_path / "straight", tmp_path / "stopped")
+    assert timeless(resumed.metrics) == timeless(straight.metrics)
+
+
+def test_a_run_that_crashed_goes_on_from_its_checkpoint_bit_for_bit(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "straight", source=source)
+    crashing = Trainer(config(), tmp_path / "crashed", source=source)
+    train_step = crashing._train_step
+
+    def crash_at_ten() -> None:
+        if crashing.step == 10:
+            raise MemoryError
+        train_step()
+
+    crashing._train_step = crash_at_ten  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        crashing.run()
+    resumed = train(config(), tmp_path / "crashed", source=source)
+    assert_same_bits(tmp_path / "straight", tmp_path / "crashed")
+    assert timeless(resumed.metrics) == timeless(inkdrop.load(tmp_path / "straight").metrics)
+
+
+def test_the_signal_handlers_are_put_back(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(config(), tmp_path / "run", source=source)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    torch.manual_seed(1)
+    train(config(), tmp_path / "a", source=source)
+    torch.manual_seed(2)  # the global state plays no part
+    train(config(), tmp_path / "b", source=source)
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+    other = config()
+    other.seed = 1
+    train(other, tmp_path / "c", source=source)
+    with pytest.raises(AssertionError):
+        assert_same_bits(tmp_path / "a", tmp_path / "c")
+
+
+def test_training_leaves_the_global_random_state_alone(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    before = torch.get_rng_state()
+    train(config(), tmp_path / "run", source=source)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_accumulation_computes_the_same_step_in_parts(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    gradients = []
+    for accumulation in (1, 2, 4):
+        c = config(accumulation=accumulation, gradient_clip=None)
+        c.network.dropout = 0.0  # type: ignore[union-attr]
+        trainer = Trainer(c, tmp_path / str(accumulation), source=source)
+        trainer.network.double()
+        trainer.ema.network.double()
+        nn.init.constant_(trainer.network.head[2].weight, 0.1)  # zero lets no gradient through
+        trainer._train_step()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.parameters.values()]))
+    for parts in gradients[1:]:
+        torch.testing.assert_close(parts, gradients[0], rtol=1e-5, atol=1e-8)
+
+
+def test_the_loss_falls_and_the_averaged_weights_follow(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    run = train(config(steps=120, ema_decay=0.9), tmp_path / "run", source=source)
+    losses = [row["loss"] for row in run.metrics if "loss" in row]
+    held_out = [row["held_out_loss"] for row in run.metrics if "held_out_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert held_out[-1] < held_out[0]
+
+
+def test_the_held_out_loss_is_on_fixed_images_timesteps_and_noise(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    rows = []
+    for seed in (0, 1):
+        c = config()
+        c.seed = seed
+        trainer = Trainer(c, tmp_path / str(seed), source=source)
+        for p in trainer.ema.network.parameters():
+            torch.nn.init.constant_(p, 0.01)
+        assert trainer.held_out is not None
+        rows.append(trainer._held_out_row(trainer.held_out))
+    assert rows[0] == rows[1]
+    assert rows[0]["held_out_loss"] > 0
+
+
+def test_every_line_of_metrics_says_all(tmp_path: Path, config: MakeConfig, source: Source) -> None:
+    run = train(config(), tmp_path / "run", source=source)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == [4, 8, 12]
+    for row in training:
+        assert set(row) == {
+            "step",
+            "loss",
+            "learning_rate",
+            "gradient_norm",
+            "images_per_second",
+            "seconds",
+            "loss_by_timestep",
+        }
+        assert len(row["loss_by_timestep"]) == 10
+        assert row["gradient_norm"] > 0
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [6, 12]
+    assert rows == run.metrics
+
+
+def test_the_loss_in_timestep_bins_averages_to_the_loss(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    trainer = Trainer(config(), tmp_path / "run", source=source)
+    for _ in range(3):
+        trainer._train_step()
+    window = trainer.window
+    assert sum(window.bin_count) == 3 * 8
+    assert sum(window.bin_loss) / 24 == pytest.approx(window.loss / 3, rel=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    trainer = Trainer(config(gradient_clip=1e-3), tmp_path / "run", source=source)
+    trainer._train_step()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in trainer.parameters.values()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert trainer.window.gradient_norm > 1e-3
+
+
+def test_epochs_are_passes_over_the_training_images(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    trainer = Trainer(config(steps=None, epochs=3), tmp_path / "run", source=source)
+    assert len(trainer.train_set) == 45
+    assert trainer.total == math.ceil(3 * 45 / 8)
+
+
+def test_a_conditional_network_is_given_the_labels(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    c = config()
+    c.network.classes = 3  # type: ignore[union-attr]
+    run = train(c, tmp_path / "run", source=source)
+    x_t, t = torch.randn(1, 1, 4, 4), 10
+    answers = [run.denoiser(x_t, t, torch.tensor([i])).x_start for i in range(3)]
+    assert not torch.equal(answers[0], answers[1])
+    assert run.cycled_classes(2, 3).tolist() == [2, 0, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "expected"),
+    [(2, True, "set network.classes to 3"), (3, False, "no labels")],
+)
+def test_classes_that_the_images_do_not_have_are_refused(
+    tmp_path: Path, config: MakeConfig, source: Source, classes: int, labels: bool, expected: str
+) -> None:
+    c = config()
+    c.network.classes = classes  # type: ignore[union-attr]
+    if not labels:
+        source = Source(ImageSet(source.train.images, None, "unlabelled"), None)
+    with pytest.raises(InkdropError, match=expected):
+        Trainer(c, tmp_path / "run", source=source)
+
+
+class OwnNetwork(nn.Module):
+    """Someone's own module, which may break down."""
+
+    def __init__(self, breaks_at: int | None = None, value: float = math.nan) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+        self.breaks_at = breaks_at
+        self.value = value
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.seen += 1
+            if self.calls - 1 == self.breaks_at:
+                return self.layer(x) * self.value
+        return self.layer(x)
+
+
+def test_a_network_of_ones_own_trains_and_loads(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    c = config()
+    c.network = None
+    run = train(c, tmp_path / "run", source=source, network=OwnNetwork())
+    assert inkdrop.sample(run.denoiser, n=2, steps=3).shape == (2, 1, 4, 4)
+    again = inkdrop.load(tmp_path / "run", network=OwnNetwork())
+    x_t = torch.randn(2, 1, 4, 4)
+    assert torch.equal(again.denoiser(x_t, 3).x_start, run.denoiser(x_t, 3).x_start)
+    with pytest.raises(InkdropError, match="pass the module"):
+        inkdrop.load(tmp_path / "run").denoiser  # noqa: B018
+    with pytest.raises(InkdropError, match="does not fit the network"):
+        inkdrop.load(tmp_path / "run", network=nn.Conv2d(1, 1, 1)).denoiser  # noqa: B018
+
+
+def test_buffers_are_copied_and_not_averaged(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    c = config(steps=5)
+    c.network = None
+    train(c, tmp_path / "run", source=source, network=OwnNetwork())
+    saved = tensors(tmp_path / "run")
+    assert saved["ema"]["seen"] == saved["weights"]["seen"] == 5
+    assert not torch.equal(saved["ema"]["layer.weight"], saved["weights"]["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(math.nan, "loss is nan"), (math.inf, "loss is (inf|nan)")]
+)
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, config: MakeConfig, source: Source, value: float, what: str
+) -> None:
+    c = config()
+    c.network = None
+    trainer = Trainer(c, tmp_path / "run", source=source, network=OwnNetwork(8, value))
+    with pytest.raises(TrainingDiverged, match=what) as caught:
+        trainer.run()
+    message = str(caught.value)
+    assert "in step 8" in message
+    assert "at timestep" in message
+    assert "(bin " in message
+    assert "learning rate 0.01" in message
+    assert "step-00000006 is the last good checkpoint" in message
+    assert "\n" not in message
+    assert all(p.isfinite().all() for p in trainer.parameters.values())
+    assert trainer.step == 8
+    assert inkdrop.load(tmp_path / "run", network=OwnNetwork()).step == 6
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    class Spike(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient / 0
+
+    class SpikingNetwork(OwnNetwork):
+        def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            return Spike.apply(super().forward(x, t, condition))
+
+    c = config()
+    c.network = None
+    trainer = Trainer(c, tmp_path / "run", source=source, network=SpikingNetwork())
+    with pytest.raises(TrainingDiverged, match="gradient's norm is"):
+        trainer.run()
+    assert all(p.isfinite().all() for p in trainer.parameters.values())
+
+
+def test_mixed_precision_trains_in_float32_weights(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(steps=3, precision="bfloat16"), tmp_path / "run", source=source)
+    weights = tensors(tmp_path / "run")["weights"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path, config: MakeConfig, source: Source) -> None:
+    c = config()
+    c.logging.tensorboard = True
+    train(c, tmp_path / "run", source=source)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_grids_of_samples_are_written_as_training_goes(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    c = config()
+    c.logging.samples_every = 6
+    train(c, tmp_path / "run", source=source)
+    grids = sorted((tmp_path / "run" / "samples" / "training").iterdir())
+    assert [g.name for g in grids] == ["step-00000006.png", "step-00000012.png"]
+
+
+def test_what_does_not_change_the_result_may_change_on_the_way(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "straight", source=source)
+    stopped = Trainer(config(), tmp_path / "stopped", source=source)
+    stop_after(stopped, 5)
+    stopped.run()
+    c = config()
+    c.logging.checkpoint_every = 2
+    train(c, tmp_path / "stopped", source=source)
+    assert_same_bits(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_another_configuration_in_the_folder_is_shown_and_refused(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "run", source=source)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    other = config(learning_rate=0.5)
+    other.schedule.timesteps = 30
+    with pytest.raises(InkdropError) as caught:
+        Trainer(other, tmp_path / "run", source=source)
+    message = str(caught.value)
+    assert "schedule.timesteps: 20 → 30; training.learning_rate: 0.01 → 0.5" in message
+    with pytest.raises(InkdropError, match="holds this run already"):
+        Trainer(config(), tmp_path / "run", source=source, resume="never")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "run", source=source)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert train(config(), tmp_path / "run", source=source).step == 12
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+
+
+def test_other_images_are_refused_when_going_on(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "run", source=source)
+    others = Source(ImageSet(source.train.images.flip(0), None, "others"), None)
+    with pytest.raises(InkdropError, match="trained on other images"):
+        Trainer(config(), tmp_path / "run", source=others)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_place_in_use_is_refused(
+    tmp_path: Path, config: MakeConfig, source: Source, kind: str
+) -> None:
+    out = tmp_path / "used"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InkdropError, match=r"choose another --out"):
+        Trainer(config(), out, source=source)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"steps": None}, "length of training is not given"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    tmp_path: Path, config: MakeConfig, source: Source, change: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InkdropError, match=expected):
+        Trainer(config(**change), tmp_path / "run", source=source)
+    with pytest.raises(InkdropError, match="resume must be auto or never"):
+        Trainer(config(), tmp_path / "run", source=source, resume="maybe")
+    assert not (tmp_path / "run").exists()
