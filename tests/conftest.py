@@ -25,3 +25,20 @@ def data_dir() -> Path:
     if not root:
         pytest.skip("needs real data: set INKDROP_DATA to its folder")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a tiny network trained on the digits for a few steps; not to be changed."""
+    import inkdrop
+    from inkdrop.config import UNetConfig
+
+    config = inkdrop.presets.digits()
+    config.schedule.timesteps = 20
+    config.network = UNetConfig(channels=4, multipliers=(1, 2), blocks=1)
+    config.training.steps = 6
+    config.logging.metrics_every = 2
+    config.logging.held_out_every = 3
+    config.logging.checkpoint_every = 3
+    config.logging.samples_every = 3
+    return inkdrop.train(config, tmp_path_factory.mktemp("runs") / "digits").path

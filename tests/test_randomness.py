@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,9 +50,16 @@ def test_an_address_means_the_same_on_every_machine_and_in_every_release():
     """A change here changes every image of every seed."""
     expected = [-0.8430433, 1.0611748, -0.7497773, 0.1169926]
     assert normal((4,), 0, "sample start").tolist() == pytest.approx(expected, abs=1e-6)
+    expected = [0.1756599, 1.4956701, 0.4229910, -0.2353697]
+    drawn = image_noise((2,), 15, 2, 0, "sample start").flatten().tolist()
+    assert drawn == pytest.approx(expected, abs=1e-6)
 
 
 @given(first=st.integers(0, 70), count=st.integers(0, 40))
+@settings(max_examples=300)
+@example(first=0, count=0)
+@example(first=15, count=2)
+@example(first=32, count=16)
 def test_image_noise_is_a_slice_of_the_noise_of_all_images(first, count):
     everything = image_noise((2, 3), 0, 110, seed=1, purpose="test", step=2)
     part = image_noise((2, 3), first, count, seed=1, purpose="test", step=2)

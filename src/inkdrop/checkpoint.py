@@ -190,8 +190,8 @@ def _read_tensors(
         raise _damaged(path, "it is missing", checkpoint) from None
     if looks_like_pickle(content):
         raise InkdropError(
-            f"{path} is a pickle, which inkdrop never loads because a pickle can run any code; only "
-            "safetensors are read"
+            f"{path} is a pickle, which inkdrop never loads because a pickle can run any code; "
+            "only safetensors are read"
         )
     if recorded is None or len(content) != recorded["bytes"]:
         expected = "none" if recorded is None else f"{recorded['bytes']} bytes"

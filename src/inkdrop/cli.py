@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ inkdrop COMMAND --help tells more. Start with: inkdrop train digits
 
 def main() -> None:
     """The entry point of the `inkdrop` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × or ᾱ shows a ? there
     sys.exit(run(sys.argv[1:]))
 
 

@@ -170,8 +170,8 @@ class TrainingConfig(Settings):
             raise ValueError(f"give steps or epochs, not both (got {self.steps} and {self.epochs})")
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be split into {self.accumulation} equal parts "
-                "(accumulation)"
+                f"batch_size {self.batch_size} cannot be split into {self.accumulation} equal "
+                "parts (accumulation)"
             )
         return self
 

@@ -62,7 +62,7 @@ def examine(console: Console) -> int:
 
 
 def _trial(device: torch.device) -> str:
-    """Training steps of a small network: their speed, and that repeating one gives the same bits."""
+    """Trial steps of a small network: their speed, and whether they repeat bit for bit."""
     batch, shape = 64, (1, 16, 16)
     x_start = normal((batch, *shape), 0, "doctor", device=device)
     t = torch.arange(batch, device=device) * 15

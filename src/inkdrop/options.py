@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, TypeVar
 
 import tyro
@@ -79,18 +80,22 @@ def parse(
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise _one_line(complaint.getvalue(), arguments, program) from None
+        raise _one_line(complaint.getvalue(), program) from None
 
 
-def _one_line(box: str, arguments: list[str], program: str) -> InkdropError:
-    """What tyro drew in a box, as one sentence."""
-    lines = [line.strip(" │┃|") for line in box.splitlines()]
-    body = [line for line in lines if line and not line.startswith(("╭", "╰", "+-"))]
-    rule = next((i for i, line in enumerate(body) if set(line) <= set("─-")), len(body))
-    text = re.sub(r"^Error parsing (config\S*: )?", "", " ".join(body[:rule]))
-    unknown = re.match(r"Unrecognized options: (\S+?)(,|$)", text)
-    if unknown and unknown[1].startswith("-"):
-        nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(body[rule:]))
+def _one_line(box: str, program: str) -> InkdropError:
+    """What tyro drew in a box, or without UTF-8 under a title, as one sentence."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip(" │") for line in box.splitlines()):
+        if line.startswith(("╭", "╰")) or (line and set(line) <= {"─", "-"}):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    said = " ".join(sections[1]) if len(sections) > 1 else ""
+    said = re.sub(r"^Error parsing (config\S*: )?", "", said)
+    unknown = re.match(r"Unrecognized options: (-\S*?)(,|$)", said)
+    if unknown:
+        nearest = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(chain(*sections[2:])))
         hint = f": did you mean {nearest[1]}?" if nearest else ";"
         return InkdropError(f"unknown option {unknown[1]}{hint} {program} --help lists them all")
-    return InkdropError(f"{text or 'the options cannot be read'} ({program} --help)")
+    return InkdropError(f"{said or 'the options cannot be read'} ({program} --help)")

@@ -16,7 +16,7 @@ from .errors import unknown_name
 
 
 def digits() -> Config:
-    """The 1,797 handwritten digits of 8×8 pixels inside scikit-learn: two minutes on two cores."""
+    """1,797 handwritten digits of 8×8 pixels, inside scikit-learn: two minutes on two cores."""
     return Config(
         name="digits",
         prediction="velocity",
@@ -38,7 +38,7 @@ def digits() -> Config:
 
 
 def mnist() -> Config:
-    """MNIST, 60,000 handwritten digits of 28×28 pixels: recognisable in ten minutes on two cores."""
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: ten minutes on two cores."""
     return Config(
         name="mnist",
         prediction="velocity",

@@ -68,10 +68,12 @@ def image_noise(
 def torch_seeded(seed: int, purpose: str, step: int = 0, index: int = 0) -> Iterator[None]:
     """Run torch's own draws (initial weights, dropout) from an address.
 
-    The caller's global random state is put back afterwards.
+    The caller's global random state, on the CPU and the current GPU, is put back afterwards.
     """
     key = int.from_bytes(_digest(seed, purpose, step, index)[:8], "little", signed=True)
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key)
+        torch.default_generator.manual_seed(key)  # torch.manual_seed would seed every GPU
+        if devices:
+            torch.cuda.manual_seed(key)
         yield

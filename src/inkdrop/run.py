@@ -33,6 +33,7 @@ from .checkpoint import (
     replace_synced,
 )
 from .config import Config
+from .data.pixels import to_picture
 from .diffusion.denoiser import Denoiser
 from .errors import InkdropError
 from .metrics import read_metrics
@@ -147,7 +148,7 @@ def write_example(path: Path, image: Tensor) -> None:
     """Keep an image, uint8 (C, H, W), as example.png, where PNG has such images."""
     if image.shape[0] in (1, 3, 4):
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "PNG")
+        to_picture(image).save(file, "PNG")
         replace_synced(path / "example.png", file.getvalue())
 
 
@@ -164,8 +165,8 @@ def _no_checkpoint(folder: Path) -> InkdropError:
     for path in sorted(folder.glob("*")) if folder.exists() else []:
         if path.is_file() and looks_like_pickle(path.read_bytes()[:16]):
             return InkdropError(
-                f"{folder} has no checkpoint of inkdrop's, only {path.name}: a pickle, which inkdrop "
-                "never loads because a pickle can run any code"
+                f"{folder} has no checkpoint of inkdrop's, only {path.name}: a pickle, which "
+                "inkdrop never loads because a pickle can run any code"
             )
     return InkdropError(
         f"{folder.parent} has no checkpoint yet; give its `inkdrop train` command again to train it"

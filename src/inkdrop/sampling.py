@@ -8,19 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from .checkpoint import write_synced
-from .data.pixels import to_uint8
+from .data.pixels import to_picture, to_uint8
 from .diffusion.samplers import build_table, sample_steps
 from .errors import InkdropError
-from .report.pictures import denoising_gif, grid, reverse_strip, save
+from .report.pictures import draw_trajectory, grid, record, save, write_gif
 from .run import Run
 
 _GRID_IMAGES = 64
+_FILM_IMAGES = 16
+_STRIP_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -81,28 +82,30 @@ def write_samples(
         with _progress(console, len(table) * -(-n // batch_size)) as progress:
             for first in range(0, n, batch_size):
                 count = min(batch_size, n - first)
-                for state in sample_steps(
+                states = sample_steps(
                     denoiser,
                     count,
                     table=table,
                     seed=seed,
                     condition=run.cycled_classes(first, count),
                     first_index=first,
-                ):
+                )
+                for state in states:
+                    x = state.x
                     progress.advance(progress.task_ids[0])
-                images = to_uint8(state.x.cpu())
+                images = to_uint8(x.cpu())
                 for i, image in enumerate(images, first):
-                    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-                    Image.fromarray(pixels).save(writing / f"{i:06d}.png")
+                    to_picture(image).save(writing / f"{i:06d}.png")
                 if first < _GRID_IMAGES:
                     shown.append(images)
         save(grid(torch.cat(shown)[:_GRID_IMAGES]), writing / "grid.png")
         if trajectory:
-            recorded = record(
-                denoiser, min(n, _FILM_IMAGES), sampler, steps, seed, condition=run.cycled_classes(0, min(n, _FILM_IMAGES))
+            count = min(n, _FILM_IMAGES)
+            film = record(
+                denoiser, count, sampler, steps, seed, condition=run.cycled_classes(0, count)
             )
-            save(draw_trajectory(recorded.images(min(n, _STRIP_IMAGES))), writing / "trajectory.png")
-            write_gif(recorded, writing / "trajectory.gif")
+            save(draw_trajectory(film.images(_STRIP_IMAGES)), writing / "trajectory.png")
+            write_gif(film, writing / "trajectory.gif")
         protocol = Protocol(
             str(run.path), run.step, weights, sampler, list(table.timesteps), seed, n
         )

@@ -30,9 +30,11 @@ class Settings(BaseModel):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).model_fields:
             raise unknown_name("field", name, type(self).model_fields)
+        before = self.__dict__[name]
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
+            self.__dict__[name] = before  # pydantic keeps what a validator of the model refused
             raise InkdropError(_readable(error, type(self))) from None
 
 
@@ -59,10 +61,16 @@ def _sentence(details: dict[str, Any], model: type[BaseModel]) -> str:
         hint = f": did you mean {nearest[0]!r}?" if nearest else ""
         return f"unknown field {path!r}{hint}"
     if details["type"] == "value_error":
-        message = str(details["ctx"]["error"])
-        return f"{path}: {message}" if path else message
-    message = details["msg"].removeprefix("Input should be ")
-    return f"{path} must be {message}, got {details['input']!r}"
+        reason = str(details["ctx"]["error"])
+        return f"{path}: {reason}" if path else reason
+    message: str = details["msg"]
+    if details["type"] == "union_tag_invalid":
+        message = f"Input should be of kind {details['ctx']['expected_tags']}"
+    if message.startswith("Input should be "):
+        message = f"{path} must be {message.removeprefix('Input should be ')}"
+    else:
+        message = f"{path}: {message}"
+    return f"{message}, got {details['input']!r}"
 
 
 def _path(location: tuple[str | int, ...], model: type[BaseModel]) -> str:

@@ -1,11 +1,12 @@
 """uint8 and [-1, 1] meet without loss."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inkdrop.data.pixels import to_float, to_uint8
+from inkdrop.data.pixels import to_float, to_picture, to_uint8
 from inkdrop.errors import InkdropError
 
 ALL_LEVELS = torch.arange(256, dtype=torch.uint8)
@@ -72,3 +73,18 @@ def test_only_uint8_becomes_float(dtype):
 def test_pixels_are_not_taken_for_floats():
     with pytest.raises(InkdropError, match=r"must be floating point, got torch\.uint8"):
         to_uint8(ALL_LEVELS)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_picture_has_the_pixels_of_its_tensor(channels: int, mode: str) -> None:
+    image = torch.arange(channels * 6).to(torch.uint8).reshape(channels, 2, 3)
+    picture = to_picture(image)
+    assert (picture.mode, picture.size) == (mode, (3, 2))
+    assert torch.equal(
+        torch.tensor(np.array(picture)).reshape(2, 3, channels).permute(2, 0, 1), image
+    )
+
+
+def test_a_picture_of_two_channels_is_refused() -> None:
+    with pytest.raises(InkdropError, match="this image has 2"):
+        to_picture(torch.zeros(2, 3, 3, dtype=torch.uint8))

@@ -347,12 +347,15 @@ def test_ddim_converges_to_the_probability_flow_at_first_order(gaussian, target,
     assert errors[-1] < 0.02
 
 
-def test_any_table_of_several_registers_is_run_as_written():
+@pytest.mark.parametrize("first_weight", [0.7, 1.0, 0.0])
+def test_any_table_of_several_registers_is_run_as_written(first_weight):
     """u ← M u + v x̂₀ + s z with the registers after the first starting at zero."""
     rows, registers = 4, 3
+    weights = normal(rows, registers, registers)
+    weights[:, :, 0] = first_weight
     table = SamplerTable(
         (9, 5, 4, 0),
-        normal(rows, registers, registers),
+        weights,
         normal(rows, registers, seed=1),
         normal(rows, registers, seed=2),
     )
@@ -372,6 +375,7 @@ def test_any_table_of_several_registers_is_run_as_written():
         torch.testing.assert_close(state.x, u[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(state.x_start, x_start, rtol=1e-12, atol=1e-12)
         assert state.timestep == table.timesteps[i]
+    assert torch.equal(x_init, normal(5, 2))
 
 
 def test_ancestral_sampling_is_algorithm_2():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..errors import InkdropError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _HALF_RANGE = 127.5  # half of 255: 0 … 255 becomes -1 … 1
 
@@ -39,3 +44,19 @@ def to_uint8(x: Tensor) -> Tensor:
     # Half precision has too few digits for 256 levels around 255.
     wide = x if x.dtype == torch.float64 else x.to(torch.float32)
     return ((wide.clamp(-1, 1) + 1) * _HALF_RANGE).round().to(torch.uint8)
+
+
+def to_picture(image: Tensor) -> Image:
+    """A Pillow image from uint8 (C, H, W) with 1, 3 or 4 channels.
+
+    Raises:
+        InkdropError: for another number of channels, which image files do not have.
+    """
+    from PIL.Image import fromarray
+
+    if image.shape[0] not in (1, 3, 4):
+        raise InkdropError(
+            f"an image file has 1, 3 or 4 channels, but this image has {image.shape[0]}; take the "
+            "samples as tensors, from inkdrop.sample"
+        )
+    return fromarray(image.permute(1, 2, 0).squeeze(-1).cpu().numpy())

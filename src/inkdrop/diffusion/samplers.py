@@ -192,7 +192,7 @@ def sample_steps(
     if table is not None and steps is not None:
         raise InkdropError("give either table or steps, not both: a table has its own steps")
     if clip is not None and clip not in CLIPS:
-        raise unknown_name("clip", str(clip), CLIPS)
+        raise unknown_name("clip", str(clip), [*CLIPS, "None"])
     if table is None:
         table = build_table(denoiser.schedule, sampler, steps)
     if x_init is not None:
@@ -203,7 +203,8 @@ def sample_steps(
     if shape is None:
         raise InkdropError("the shape of one example is not known: give shape=(C, H, W)")
     if n is None:
-        n = 64 if x_init is None else len(x_init)
+        given = x_init if x_init is not None else condition
+        n = 64 if given is None else len(given)
     n = checked_count("n", n)
     if x_init is not None and len(x_init) != n:
         raise InkdropError(f"x_init holds {len(x_init)} examples, but n is {n}")
@@ -236,7 +237,7 @@ def sample(
     """Generate `n` examples.
 
     Args:
-        n: how many; 64, or as many as x_init holds.
+        n: how many; 64, or as many as x_init or condition holds.
         sampler: a name in `SAMPLERS`.
         steps: network evaluations; by default 50 for ddim and every timestep for ancestral.
         seed: names the images: image i of a seed starts from the same noise and is given the same

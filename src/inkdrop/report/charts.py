@@ -25,10 +25,14 @@ _WIDTH = 460
 _HEIGHT = 316
 _EDGE, _LEFT, _RIGHT, _BOTTOM = 2, 52, 26, 50  # margins: of titles, then of the axes
 _TITLE_ROOM = 66
-_PANEL_TITLE_ROOM, _PANEL_HEIGHT = 54, 124
+_HEADING, _PANEL_TITLE_ROOM, _PANEL_HEIGHT = 14, 54, 124
+_NARROW = 374  # a panel's width beside others
 
-_LOG_FROM = 8.0  # largest over smallest value, from which an axis is logarithmic
-_LOG_FROM_BETAS = 1000.0  # a linear schedule's 200 is drawn as the straight line it is
+# From which ratio of largest to smallest value an axis is logarithmic.
+_LOG_CURVE = 2.5  # what matters of a loss is its tail, which the first steps would press flat
+_LOG_BARS = 8.0  # bars of about the same size are better seen whole
+_LOG_BETAS = 1000.0  # a linear schedule has 200, and is drawn as the straight line it is
+_DOTS = 40  # measurements that are marked one by one, at most
 _SMOOTHING = 20  # the moving average spans one in so many of the rows
 
 Metrics = Sequence[dict[str, Any]]
@@ -48,11 +52,15 @@ def loss_curve(metrics: Metrics, unit: str = "mean squared error") -> Figure:
     if not len(losses) and not len(held_out):
         return _without_data(figure, axes)
     smooth = smoothed(losses)
-    logarithmic = _value_axis(axes, [*losses, *held_out])
+    logarithmic = _value_axis(axes, [*losses, *held_out], _LOG_CURVE)
     _small(figure, _EDGE, 38, _unit(unit, logarithmic))
     axes.plot(steps, losses, color=style.WASH, linewidth=1)
     axes.plot(steps, smooth, color=style.INK, linewidth=2, marker="o" if len(steps) == 1 else "")
-    dots: dict[str, Any] = {"marker": "o", "markersize": 5, "markeredgecolor": style.PAPER}
+    dots: dict[str, Any] = {
+        "marker": "o" if len(held_out) <= _DOTS else "",
+        "markersize": 5,
+        "markeredgecolor": style.PAPER,
+    }
     axes.plot(held_out_steps, held_out, color=style.ACCENT, linewidth=1.5, clip_on=False, **dots)
     _count_axis(axes, max([*steps, *held_out_steps]))
     _axis_labels(figure, "optimizer step")
@@ -81,7 +89,7 @@ def loss_by_timestep(
     figure, axes = _chart("Loss by timestep")
     if not known:
         return _without_data(figure, axes)
-    logarithmic = _value_axis(axes, known, from_zero=True)
+    logarithmic = _value_axis(axes, known, _LOG_BARS, from_zero=True)
     _small(figure, _EDGE, 38, _unit(unit, logarithmic))
     floor = axes.get_ylim()[0]
     bins = np.arange(TIMESTEP_BINS)
@@ -101,22 +109,36 @@ def loss_by_timestep(
     return figure
 
 
-def noise_schedule(schedule: NoiseSchedule) -> Figure:
-    """The schedule against t: β_t, the amplitudes of image and noise in x_t, and the log-SNR."""
-    panels = 3
-    heading = 14
-    height = heading + panels * (_PANEL_TITLE_ROOM + _PANEL_HEIGHT) + _BOTTOM
-    figure = style.new_figure(_WIDTH, height)
+def noise_schedule(schedule: NoiseSchedule, side_by_side: bool = False) -> Figure:
+    """The schedule against t: β_t, the amplitudes of image and noise in x_t, and the log-SNR.
+
+    Three panels, one beneath the other or `side_by_side`.
+    """
+    across, down = (3, 1) if side_by_side else (1, 3)
+    panel_width = _NARROW if side_by_side else _WIDTH
+    panel_height = _PANEL_TITLE_ROOM + _PANEL_HEIGHT
+    width, height = across * panel_width, _HEADING + down * panel_height + _BOTTOM
+    figure = style.new_figure(width, height)
     _title(figure, "Noise schedule")
     t = np.arange(schedule.timesteps)
-    tops = [heading + i * (_PANEL_TITLE_ROOM + _PANEL_HEIGHT) for i in range(panels)]
+    places = [(i % across * panel_width, _HEADING + i // across * panel_height) for i in range(3)]
 
     def panel(index: int, title: str) -> Axes:
-        top = tops[index] + _PANEL_TITLE_ROOM
-        style.add_text(figure, _EDGE, top - 18, title, va="baseline")
-        axes = style.add_axes(figure, _LEFT, height - top - _PANEL_HEIGHT, _RIGHT, top)
+        left, top = places[index]
+        right, bottom = width - left - panel_width, height - top - panel_height
+        style.add_text(figure, left + _EDGE, top + _PANEL_TITLE_ROOM - 18, title, va="baseline")
+        axes = style.add_axes(figure, left + _LEFT, bottom, right + _RIGHT, top + _PANEL_TITLE_ROOM)
         _count_axis(axes, schedule.timesteps - 1)
-        axes.tick_params(axis="x", labelbottom=index == panels - 1)
+        lowest = bottom == _BOTTOM
+        axes.tick_params(axis="x", labelbottom=lowest)
+        if lowest:
+            _axis_labels(
+                figure,
+                "timestep $t$",
+                "nearly clean",
+                "nearly all noise",
+                (left, left + panel_width),
+            )
         return axes
 
     def curve(axes: Axes, values: Any, color: str = style.INK) -> None:
@@ -125,7 +147,7 @@ def noise_schedule(schedule: NoiseSchedule) -> Figure:
 
     betas = schedule.betas.numpy()
     axes = panel(0, r"noise added at a step: its variance $\beta_t$")
-    _value_axis(axes, betas, from_zero=True, log_from=_LOG_FROM_BETAS)
+    _value_axis(axes, betas, _LOG_BETAS, from_zero=True)
     curve(axes, betas)
 
     axes = panel(1, r"amplitudes in $x_t$")
@@ -140,16 +162,16 @@ def noise_schedule(schedule: NoiseSchedule) -> Figure:
             r"image $\sqrt{\bar{\alpha}_t}$": Line2D([], [], color=style.INK, linewidth=2),
             r"noise $\sqrt{1-\bar{\alpha}_t}$": Line2D([], [], color=style.ACCENT, linewidth=2),
         },
-        top=tops[1] + _PANEL_TITLE_ROOM - 33,
+        right=places[1][0] + panel_width - _RIGHT,
+        top=places[1][1] + _PANEL_TITLE_ROOM - 33,
     )
 
     log_snr = schedule.log_snr.numpy()
     axes = panel(2, r"log-SNR, $\ln\,\bar{\alpha}_t/(1-\bar{\alpha}_t)$")
-    _value_axis(axes, [*log_snr, 0.0], log_from=math.inf)
+    _value_axis(axes, [*log_snr, 0.0], math.inf)
     axes.axhline(0, color=style.FAINT, linewidth=1)
     _note(axes, "as much image as noise", (1, 0), (0, 5), xycoords=("axes fraction", "data"))
     curve(axes, log_snr)
-    _axis_labels(figure, "timestep $t$", "nearly clean", "nearly all noise")
     return figure
 
 
@@ -201,9 +223,9 @@ def _without_data(figure: Figure, axes: Axes) -> Figure:
 def _value_axis(
     axes: Axes,
     values: Sequence[float] | Floats,
+    log_from: float,
     *,
     from_zero: bool = False,
-    log_from: float = _LOG_FROM,
 ) -> bool:
     """Limits and ticks that hold `values`; logarithmic, then True, where they span very much."""
     low, high = float(min(values)), float(max(values))
@@ -233,9 +255,10 @@ def _linear_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, at_most: int = 7) -> list[float]:
-    """1, 2 and 5 of each power of ten; the powers alone, or every second …, where room is short."""
+    """As many of the digits of each power of ten as there is room for; or every second power …"""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices = [[m * 10.0**p for p in powers for m in (1, 2, 5)]]
+    digits = (range(1, 10), (1, 2, 3, 5), (1, 2, 5))
+    choices = [[m * 10.0**p for p in powers for m in some] for some in digits]
     choices += [[10.0**p for p in powers if p % stride == 0] for stride in (1, 2, 5, 10, 50)]
     inside = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]
     return next((ticks for ticks in inside if len(ticks) <= at_most), inside[-1])
@@ -248,13 +271,19 @@ def _count_axis(axes: Axes, largest: float) -> None:
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
 
 
-def _axis_labels(figure: Figure, label: str, left: str = "", right: str = "") -> None:
-    """The label of the horizontal axis, and what its two ends mean."""
+def _axis_labels(
+    figure: Figure,
+    label: str,
+    low: str = "",
+    high: str = "",
+    panel: tuple[float, float] = (0, _WIDTH),
+) -> None:
+    """The label of the horizontal axis of a panel, and what the axis' two ends mean."""
     y = figure.get_size_inches()[1] * style.POINTS_PER_INCH - 7
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    style.add_text(figure, middle, y, label, ha="center", va="baseline")
-    _small(figure, _LEFT, y, left)
-    _small(figure, _WIDTH - _RIGHT, y, right, ha="right")
+    left, right = panel[0] + _LEFT, panel[1] - _RIGHT
+    style.add_text(figure, (left + right) / 2, y, label, ha="center", va="baseline")
+    _small(figure, left, y, low)
+    _small(figure, right, y, high, ha="right")
 
 
 def _small(figure: Figure, x: float, y: float, text: str, ha: str = "left") -> None:
@@ -278,21 +307,23 @@ def _note(
     )
 
 
-def _legend(figure: Figure, marks: dict[str, Artist], top: float = 5) -> None:
-    """A legend in one line that ends above the axes' right end."""
+def _legend(
+    figure: Figure, marks: dict[str, Artist], right: float = _WIDTH - _RIGHT, top: float = 5
+) -> None:
+    """A legend in one line with its top right corner at (right, top)."""
     width, height = figure.get_size_inches() * style.POINTS_PER_INCH
     legend = figure.legend(
         list(marks.values()),
         list(marks),
         loc="upper right",
-        bbox_to_anchor=((width - _RIGHT) / width, 1 - top / height),
+        bbox_to_anchor=(right / width, 1 - top / height),
         ncols=len(marks),
         frameon=False,
         borderpad=0,
         borderaxespad=0,
-        handlelength=1.2,
-        handletextpad=0.5,
-        columnspacing=1.3,
+        handlelength=1.1,
+        handletextpad=0.4,
+        columnspacing=1.0,
         labelcolor=style.INK,
         prop={"family": style.FONT, "size": style.TEXT_SIZE},
     )

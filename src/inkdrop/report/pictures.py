@@ -33,7 +33,7 @@ TILE = 48  # pixels that a small image's side is enlarged to, at least
 _GAP = 1 / 24  # of a tile's shorter side
 _WHITE = 255
 
-_STRIP_WIDTH = 640  # CSS pixels that a strip's tiles are enlarged to fill
+STRIP_WIDTH = 640  # CSS pixels that a strip's tiles are enlarged to fill
 _STRIP_GAP = 4
 _GROUP_GAP = 20
 _ROW_LABELS = 48
@@ -47,11 +47,16 @@ Pixels = NDArray[np.uint8]
 
 
 def save(picture: Figure | Image.Image, path: str | Path) -> None:
-    """Write a picture as PNG: whole or not at all, and without metadata, so the same each time."""
+    """Write a picture as a PNG file, whole or not at all."""
+    replace_synced(Path(path), png(picture))
+
+
+def png(picture: Figure | Image.Image) -> bytes:
+    """A picture as PNG, without metadata: the same bytes each time."""
     image = style.to_image(picture) if isinstance(picture, Figure) else picture
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
-    replace_synced(Path(path), file.getvalue())
+    return file.getvalue()
 
 
 def grid(images: Tensor, columns: int | None = None, tile: int = TILE) -> Image.Image:
@@ -105,7 +110,7 @@ class Trajectory:
 
     def moments(self, count: int) -> Trajectory:
         """At most `count` of the moments, evenly spaced, the first and the last among them."""
-        kept = _evenly(len(self.x), count)
+        kept = evenly(len(self.x), count)
         return Trajectory(
             self.x[kept], self.x_start[kept], tuple(self.timesteps[i] for i in kept[:-1])
         )
@@ -150,6 +155,7 @@ def record(
     seed: int = 0,
     *,
     condition: Tensor | None = None,
+    batch_size: int | None = None,
     moments: int | None = None,
 ) -> Trajectory:
     """Sample images 0 … n-1 of a seed and record all moments, or `moments` of them.
@@ -165,9 +171,17 @@ def record(
         )
     table = build_table(denoiser.schedule, sampler, steps)
     x_init = initial_noise(n, denoiser.shape, seed)
-    states = sample_steps(denoiser, n, seed=seed, table=table, x_init=x_init, condition=condition)
+    states = sample_steps(
+        denoiser,
+        n,
+        seed=seed,
+        table=table,
+        x_init=x_init,
+        condition=condition,
+        batch_size=batch_size,
+    )
     total = len(table) + 1
-    return trajectory(x_init, states, set(_evenly(total, moments or total)))
+    return trajectory(x_init, states, set(evenly(total, moments or total)))
 
 
 def reverse_strip(
@@ -190,11 +204,14 @@ def reverse_strip(
     return draw_trajectory(recorded, columns)
 
 
-def draw_trajectory(recorded: Trajectory, columns: int = 9) -> Image.Image:
+def draw_trajectory(
+    recorded: Trajectory, columns: int = 9, width: int = STRIP_WIDTH
+) -> Image.Image:
     """From noise to image, two rows for each image: x_t, and the estimate x̂₀ made from it.
 
     Args:
         columns: the moments shown, at least 2, evenly spaced; the last is the finished image.
+        width: about the width, in CSS pixels; large images make a wider picture.
     """
     shown = recorded.moments(checked_columns(columns))
     rows = [row for i in range(shown.x.shape[1]) for row in (shown.x[:, i], shown.x_start[:, i])]
@@ -202,12 +219,17 @@ def draw_trajectory(recorded: Trajectory, columns: int = 9) -> Image.Image:
         rows,
         heads=[*map(str, shown.timesteps), "done"],
         row_labels=["$x_t$", r"$\hat{x}_0$"] * shown.x.shape[1],
+        strip_width=width,
         group=2,
     )
 
 
 def forward_strip(
-    schedule: NoiseSchedule, image: Tensor, seed: int = 0, columns: int = 8
+    schedule: NoiseSchedule,
+    image: Tensor,
+    seed: int = 0,
+    columns: int = 8,
+    width: int = STRIP_WIDTH,
 ) -> Image.Image:
     """From image to noise: one image, clean and then at evenly spaced t, with one noise for all.
 
@@ -216,6 +238,7 @@ def forward_strip(
     Args:
         image: uint8 (C, H, W).
         columns: at least 2, the clean image among them.
+        width: about the width, in CSS pixels; large images make a wider picture.
     """
     count = min(checked_columns(columns) - 1, schedule.timesteps)
     t = torch.tensor(spaced_timesteps(schedule.timesteps, count)[::-1])
@@ -227,6 +250,7 @@ def forward_strip(
         [torch.cat([image[None], x_t])],
         heads=["clean", *map(str, t.tolist())],
         row_labels=["$x_t$"],
+        strip_width=width,
         feet=["100%", *(_percent(share) for share in signal)],
     )
 
@@ -292,20 +316,21 @@ def _strip(
     rows: Sequence[Tensor],
     heads: Sequence[str],
     row_labels: Sequence[str],
+    strip_width: int,
     feet: Sequence[str] = (),
     group: int = 1,
 ) -> Image.Image:
-    """Rows of images (columns, C, H, W) under `heads`, with a wider gap after every `group` rows."""
+    """Rows of images (columns, C, H, W) under `heads`, a wider gap after every `group` rows."""
     columns = len(heads)
     height, width = rows[0].shape[-2:]
-    room = (_STRIP_WIDTH - _ROW_LABELS) / columns - _STRIP_GAP
+    room = (strip_width - _ROW_LABELS) / columns - _STRIP_GAP
     factor = max(1, int(style.DENSITY * min(room / width, 1.5 * room / height)))
     tiles = [_enlarge(_pixels(row), factor) for row in rows]
     height, width = height * factor, width * factor
     gap = style.DENSITY * _STRIP_GAP
     # Large images make a large picture, which is shown smaller: its text grows with it.
     wide = columns * (width + gap) / style.DENSITY + _ROW_LABELS
-    scale = max(1.0, wide / _STRIP_WIDTH)
+    scale = max(1.0, wide / strip_width)
 
     def px(length: float) -> int:
         return round(style.DENSITY * scale * length)
@@ -356,7 +381,7 @@ def _enlarge(pixels: Pixels, factor: int) -> Pixels:
     return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _evenly(total: int, count: int) -> list[int]:
+def evenly(total: int, count: int) -> list[int]:
     """`count` of the indices 0 … total-1, evenly spaced with both ends, or all there are."""
     if count >= total:
         return list(range(total))
@@ -364,4 +389,5 @@ def _evenly(total: int, count: int) -> list[int]:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.0095 else f"{share:.1%}"
+    tenths = 0.0005 <= share < 0.0095
+    return f"{share:.1%}" if tenths else f"{share:.0%}"
