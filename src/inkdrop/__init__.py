@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from . import presets
     from .config import Config
     from .data.images import ImageSet, Source
+    from .data.pixels import to_float, to_uint8
     from .diffusion import forward, objectives, prediction, samplers
     from .diffusion.denoiser import Denoiser, Estimate
     from .diffusion.samplers import sample, sample_steps
     from .diffusion.schedule import NoiseSchedule, ScheduleWarning
     from .errors import InkdropError
+    from .report import pictures
     from .run import Run, load
     from .training.trainer import TrainingDiverged, train
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "config": "config",
     "forward": "diffusion.forward",
     "objectives": "diffusion.objectives",
+    "pictures": "report.pictures",
     "prediction": "diffusion.prediction",
     "presets": "presets",
     "samplers": "diffusion.samplers",
@@ -43,6 +47,8 @@ _HOMES = {
     "load": "run",
     "sample": "diffusion.samplers",
     "sample_steps": "diffusion.samplers",
+    "to_float": "data.pixels",
+    "to_uint8": "data.pixels",
     "train": "training.trainer",
 }
 
@@ -60,11 +66,14 @@ __all__ = [
     "forward",
     "load",
     "objectives",
+    "pictures",
     "prediction",
     "presets",
     "sample",
     "sample_steps",
     "samplers",
+    "to_float",
+    "to_uint8",
     "train",
 ]
 

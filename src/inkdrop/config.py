@@ -19,7 +19,9 @@ from .settings import Settings, one_of
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
-_SCHEDULE_FIELDS = {
+SOURCES = ("digits", "mnist", "cifar10")
+OWN_IMAGES = "own"
+SCHEDULE_FIELDS = {
     "linear": {"timesteps", "beta_start", "beta_end"},
     "cosine": {"timesteps", "s", "max_beta"},
     "sigmoid": {"timesteps", "start", "end", "tau", "max_beta"},
@@ -31,8 +33,8 @@ _SCHEDULE_FIELDS = {
 class DataConfig(Settings):
     """Which images, and how they are varied."""
 
-    source: Annotated[str, one_of("data source", ("digits", "mnist", "cifar10"))] = "digits"
-    """Where images come from: digits, mnist or cifar10."""
+    source: Annotated[str, one_of("data source", (*SOURCES, OWN_IMAGES))] = "digits"
+    """Where images come from: digits, mnist, cifar10; or own, for those passed in Python."""
     path: tuple[str, ...] = ()
     """Files or a folder; empty for the source's own place."""
     horizontal_flip: bool = False
@@ -46,7 +48,7 @@ class DataConfig(Settings):
 class ScheduleConfig(Settings):
     """The noise schedule. Fields of another kind of schedule are refused."""
 
-    kind: Annotated[str, one_of("schedule", tuple(_SCHEDULE_FIELDS))] = "linear"
+    kind: Annotated[str, one_of("schedule", tuple(SCHEDULE_FIELDS))] = "linear"
     """linear, cosine, sigmoid, betas or alphas-cumprod (the last two take values)."""
     timesteps: PositiveInt = 1000
     """T."""
@@ -70,13 +72,13 @@ class ScheduleConfig(Settings):
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Self:
         for name, field in type(self).model_fields.items():
-            foreign = name != "kind" and name not in _SCHEDULE_FIELDS[self.kind]
+            foreign = name != "kind" and name not in SCHEDULE_FIELDS[self.kind]
             if foreign and getattr(self, name) != field.default:
                 raise ValueError(
                     f"{name} does not belong to the {self.kind} schedule, which takes "
-                    + ", ".join(sorted(_SCHEDULE_FIELDS[self.kind]))
+                    + ", ".join(sorted(SCHEDULE_FIELDS[self.kind]))
                 )
-        if "values" in _SCHEDULE_FIELDS[self.kind] and not self.values:
+        if "values" in SCHEDULE_FIELDS[self.kind] and not self.values:
             raise ValueError(f"the schedule {self.kind} needs values, one for each timestep")
         return self
 

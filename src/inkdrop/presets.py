@@ -24,7 +24,7 @@ def digits() -> Config:
         schedule=ScheduleConfig(kind="cosine", timesteps=1000),
         network=UNetConfig(channels=32, multipliers=(1, 2), blocks=1),
         training=TrainingConfig(
-            steps=3000,
+            steps=1400,
             batch_size=64,
             learning_rate=2e-3,
             warmup_steps=100,
@@ -46,7 +46,7 @@ def mnist() -> Config:
         schedule=ScheduleConfig(kind="cosine", timesteps=1000),
         network=UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, patch_size=2),
         training=TrainingConfig(
-            steps=2000,
+            steps=2800,
             batch_size=64,
             learning_rate=2e-3,
             warmup_steps=100,

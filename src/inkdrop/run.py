@@ -94,8 +94,7 @@ class Run:
 
     def cycled_classes(self, first: int, count: int) -> Tensor | None:
         """The classes of images first … first + count - 1 when all take turns; None without."""
-        classes = self.config.network.classes if self.config.network else None
-        return None if classes is None else torch.arange(first, first + count) % classes
+        return cycled_classes(self.config, first, count)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -115,6 +114,12 @@ class Run:
             return None
         pixels = np.array(Image.open(path))
         return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def cycled_classes(config: Config, first: int, count: int) -> Tensor | None:
+    """Classes for images first … first + count - 1, all in turn; None for a run without classes."""
+    classes = config.network.classes if config.network else None
+    return None if classes is None else torch.arange(first, first + count) % classes
 
 
 def read_config(path: Path) -> Config:

@@ -12,6 +12,8 @@ from inkdrop.diffusion.denoiser import Denoiser
 from inkdrop.diffusion.schedule import NoiseSchedule
 from inkdrop.networks.unet import UNet
 from inkdrop.randomness import torch_seeded
+from inkdrop.report.page import write_report
+from inkdrop.run import Run
 
 
 def tiny_denoiser(
@@ -34,8 +36,20 @@ def make_denoiser() -> Callable[..., Denoiser]:
 @pytest.fixture
 def run(tmp_path: Path) -> SimpleNamespace:
     """What `write_report` asks of a run, with plain attributes that a test can change."""
-    return SimpleNamespace(
-        path=tmp_path / "runs" / "a name",
+    return pretended_run(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Such a run whose report is written, to be looked at only."""
+    run = pretended_run(tmp_path_factory.mktemp("reported"))
+    write_report(run)  # type: ignore[arg-type]
+    return run
+
+
+def pretended_run(folder: Path) -> SimpleNamespace:
+    run = SimpleNamespace(
+        path=folder / "runs" / "a name",
         config=Config(
             name="ink & <b>paper</b>",
             prediction="x_start",
@@ -72,3 +86,5 @@ def run(tmp_path: Path) -> SimpleNamespace:
         denoiser=tiny_denoiser(),
         example=torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8) * 4,
     )
+    run.cycled_classes = lambda first, count: Run.cycled_classes(run, first, count)
+    return run

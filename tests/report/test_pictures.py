@@ -43,7 +43,7 @@ def find(picture: Image.Image, image: Tensor) -> list[tuple[int, int]]:
     pixels = packed(np.asarray(picture.convert("RGB" if image.shape[0] == 3 else "L")))
     wanted = packed(as_array(image))
     places = []
-    for factor in range(8, 40):
+    for factor in range(4, 20):
         height, width = (side * factor for side in wanted.shape)
         if height > picture.height or width > picture.width:
             break
@@ -91,10 +91,10 @@ def test_large_images_are_not_made_larger_than_needed(side: int) -> None:
     assert grid.size == ((2 * side,) * 2 if side < 48 else (side, side))
 
 
-@pytest.mark.parametrize("channels", [2, 4])
-def test_other_channel_counts_show_the_first_channel(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "shown"), [(2, 1), (4, 3), (7, 3)])
+def test_other_channel_counts_show_the_first_three_or_the_first(channels: int, shown: int) -> None:
     images = random_images(2, channels, 8, 8)
-    assert pictures.grid(images) == pictures.grid(images[:, :1])
+    assert pictures.grid(images) == pictures.grid(images[:, :shown])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_reverse_strip_runs_from_noise_to_the_sample(
     make_denoiser: Callable[..., Denoiser], shape: tuple[int, int, int]
 ) -> None:
     denoiser = make_denoiser(shape)
-    strip = pictures.reverse_strip(denoiser, n=2, steps=5, seed=7, columns=4)
+    strip = pictures.draw_trajectory(pictures.record(denoiser, 2, "ddim", 5, seed=7), 4, 200)
     for i in range(2):
         noise = to_uint8(initial_noise(2, shape, seed=7))[i]
         finished = to_uint8(sample(denoiser, 2, "ddim", 5, seed=7))[i]
@@ -153,23 +153,30 @@ def test_the_reverse_strip_runs_from_noise_to_the_sample(
         # DDIM's last estimate is the sample, so it is in both of the image's rows.
         above, beneath = find(strip, finished)
         assert above[1] == first[1] < beneath[1]
-        assert first[0] < strip.width / 4
-        assert above[0] == beneath[0] > strip.width * 3 / 4
+        assert first[0] < strip.width / 3
+        assert above[0] == beneath[0] > strip.width * 2 / 3
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_forward_strip_starts_with_the_image(shape: tuple[int, ...]) -> None:
     image = random_images(1, *shape)[0]
-    strip = pictures.forward_strip(NoiseSchedule.cosine(100), image, columns=5)
+    strip = pictures.forward_strip(NoiseSchedule.cosine(100), image, columns=4, width=200)
     places = find(strip, image)
     assert len(places) == 1
-    assert places[0][0] < strip.width / 4
+    assert places[0][0] < strip.width / 3
 
 
 def test_strips_are_reproducible_and_differ_by_seed() -> None:
     image, schedule = random_images(1, 1, 8, 8)[0], NoiseSchedule.cosine(100)
     again = [pictures.png(pictures.forward_strip(schedule, image, seed)) for seed in (0, 0, 1)]
     assert again[0] == again[1] != again[2]
+
+
+def test_the_reverse_strip_draws_what_is_recorded(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser = make_denoiser()
+    recorded = pictures.record(denoiser, 2, "ancestral", 9, seed=1)
+    strip = pictures.reverse_strip(denoiser, 2, "ancestral", 9, seed=1, columns=4)
+    assert strip == pictures.draw_trajectory(recorded, 4)
 
 
 def test_a_strip_has_no_more_columns_than_there_are_timesteps(
@@ -186,8 +193,11 @@ def test_a_strip_has_no_more_columns_than_there_are_timesteps(
 def test_a_strip_of_one_column_is_refused(
     make_denoiser: Callable[..., Denoiser], columns: int
 ) -> None:
-    with pytest.raises(InkdropError, match=f"at least 2 columns, got {columns}"):
-        pictures.reverse_strip(make_denoiser(), columns=columns)
+    denoiser, image = make_denoiser(), random_images(1, 1, 8, 8)[0]
+    with pytest.raises(InkdropError, match=f"at least 2 .*, got {columns}"):
+        pictures.reverse_strip(denoiser, columns=columns)
+    with pytest.raises(InkdropError, match=f"at least 2 .*, got {columns}"):
+        pictures.forward_strip(denoiser.schedule, image, columns=columns)
 
 
 def test_points_are_refused(make_denoiser: Callable[..., Denoiser]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,7 +20,7 @@ from PIL import Image
 from .. import __version__
 from ..build import build_schedule
 from ..checkpoint import replace_synced
-from ..config import _SCHEDULE_FIELDS, Config
+from ..config import SCHEDULE_FIELDS, Config
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import build_table
 from ..diffusion.schedule import NoiseSchedule, ScheduleWarning
@@ -98,13 +97,12 @@ def render(run: Run) -> str:
 
     classes = getattr(run.config.network, "classes", None)
     columns, count = sheet(run.shape, classes)
-    condition = torch.arange(count) % classes if classes else None
     recorded = pictures.record(
         denoiser,
         count,
         SAMPLER,
         seed=SEED,
-        condition=condition,
+        condition=run.cycled_classes(0, count),
         batch_size=run.config.training.batch_size,
         moments=pictures.FRAMES,
     )
@@ -145,7 +143,8 @@ def render(run: Run) -> str:
         where_it_is_hard=_WHERE_IT_IS_HARD[denoiser.prediction],
         metrics_every=run.config.logging.metrics_every,
         previews=_previews(run.path / "samples" / "training"),
-        commands=[s["command"] for s in _sessions(run) if s.get("command")],
+        sessions=len(_sessions(run)),
+        commands=list(dict.fromkeys(s["command"] for s in _sessions(run) if s.get("command"))),
         sample_command=_sample_command(run.path, count, _evaluations(denoiser)),
         report_command=shlex.join(["inkdrop", "report", str(run.path)]),
         machines=_machines(run),
@@ -275,11 +274,10 @@ def _half_way(schedule: NoiseSchedule) -> int | None:
 
 def _previews(folder: Path) -> list[dict[str, Any]]:
     """A handful of the grids drawn during training, the last among them, small enough to inline."""
-    files = sorted(folder.glob("step-*.png"))
-    return [
-        {"step": f"{int(file.stem.removeprefix('step-')):,}", "picture": _thumbnail(file)}
-        for file in (files[i] for i in pictures.evenly(len(files), _PREVIEWS))
-    ]
+    steps = {file.stem.removeprefix("step-"): file for file in sorted(folder.glob("step-*.png"))}
+    known = [(int(step), file) for step, file in steps.items() if step.isdecimal()]
+    shown = [known[i] for i in pictures.evenly(len(known), _PREVIEWS)]
+    return [{"step": f"{step:,}", "picture": _thumbnail(file)} for step, file in shown]
 
 
 def _thumbnail(path: Path) -> Inline:
@@ -319,7 +317,7 @@ def _machines(run: Run) -> list[list[tuple[str, str]]]:
 
 def _configuration(config: Config, denoiser: Denoiser) -> Iterator[dict[str, Any]]:
     """Groups of rows: a field's name, its value as text, and what it means."""
-    kept = _SCHEDULE_FIELDS[config.schedule.kind] | {"kind"}
+    kept = SCHEDULE_FIELDS[config.schedule.kind] | {"kind"}
     general, groups = [], []
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)

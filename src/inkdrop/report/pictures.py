@@ -47,7 +47,8 @@ Pixels = NDArray[np.uint8]
 
 
 def save(picture: Figure | Image.Image, path: str | Path) -> None:
-    """Write a picture as a PNG file, whole or not at all."""
+    """Write a picture as a PNG file, whole or not at all; its folder is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_synced(Path(path), png(picture))
 
 
@@ -55,7 +56,7 @@ def png(picture: Figure | Image.Image) -> bytes:
     """A picture as PNG, without metadata: the same bytes each time."""
     image = style.to_image(picture) if isinstance(picture, Figure) else picture
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -63,8 +64,8 @@ def grid(images: Tensor, columns: int | None = None, tile: int = TILE) -> Image.
     """A sheet of images with thin white gaps.
 
     Args:
-        images: uint8 (N, C, H, W), N at least 1. Three channels are colours; of any other number
-            the first is shown in grey.
+        images: uint8 (N, C, H, W), N at least 1. The first three channels are shown as colours;
+            where there are fewer, the first is shown in grey.
         columns: images in a row; about as many as rows by default.
         tile: how large the images are shown, in pixels, at least.
 
@@ -180,8 +181,8 @@ def record(
         condition=condition,
         batch_size=batch_size,
     )
-    total = len(table) + 1
-    return trajectory(x_init, states, set(evenly(total, moments or total)))
+    kept = None if moments is None else set(evenly(len(table) + 1, moments))
+    return trajectory(x_init, states, kept)
 
 
 def reverse_strip(
@@ -198,9 +199,7 @@ def reverse_strip(
 
     The arguments are those of `sample`; `columns` is the number of moments.
     """
-    recorded = record(
-        denoiser, n, sampler, steps, seed, condition=condition, moments=checked_columns(columns)
-    )
+    recorded = record(denoiser, n, sampler, steps, seed, condition=condition, moments=columns)
     return draw_trajectory(recorded, columns)
 
 
@@ -213,7 +212,7 @@ def draw_trajectory(
         columns: the moments shown, at least 2, evenly spaced; the last is the finished image.
         width: about the width, in CSS pixels; large images make a wider picture.
     """
-    shown = recorded.moments(checked_columns(columns))
+    shown = recorded.moments(columns)
     rows = [row for i in range(shown.x.shape[1]) for row in (shown.x[:, i], shown.x_start[:, i])]
     return _strip(
         rows,
@@ -240,7 +239,7 @@ def forward_strip(
         columns: at least 2, the clean image among them.
         width: about the width, in CSS pixels; large images make a wider picture.
     """
-    count = min(checked_columns(columns) - 1, schedule.timesteps)
+    count = min(_with_both_ends(columns) - 1, schedule.timesteps)
     t = torch.tensor(spaced_timesteps(schedule.timesteps, count)[::-1])
     x_start = to_float(image).expand(count, *image.shape)
     noise = normal(tuple(image.shape), seed, "forward strip").expand_as(x_start)
@@ -285,13 +284,6 @@ def write_gif(recorded: Trajectory, path: str | Path, columns: int | None = None
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     replace_synced(Path(path), file.getvalue())
-
-
-def checked_columns(columns: int) -> int:
-    """`columns` of a strip, which has a first and a last one at least."""
-    if columns < 2:
-        raise InkdropError(f"a strip needs at least 2 columns, got {columns}")
-    return columns
 
 
 def _in_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
@@ -373,8 +365,8 @@ def _pixels(images: Tensor) -> Pixels:
         raise InkdropError(
             f"a picture needs uint8 images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
         )
-    colours = images.permute(0, 2, 3, 1).cpu().numpy()
-    return colours if colours.shape[-1] == 3 else colours[..., 0]
+    channels = images.permute(0, 2, 3, 1).cpu().numpy()
+    return channels[..., :3] if channels.shape[-1] >= 3 else channels[..., 0]
 
 
 def _enlarge(pixels: Pixels, factor: int) -> Pixels:
@@ -383,9 +375,17 @@ def _enlarge(pixels: Pixels, factor: int) -> Pixels:
 
 def evenly(total: int, count: int) -> list[int]:
     """`count` of the indices 0 … total-1, evenly spaced with both ends, or all there are."""
-    if count >= total:
+    if _with_both_ends(count) >= total:
         return list(range(total))
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def _with_both_ends(count: int) -> int:
+    if count < 2:
+        raise InkdropError(
+            f"a strip or film needs at least 2 moments, its first and its last, got {count}"
+        )
+    return count
 
 
 def _percent(share: float) -> str:

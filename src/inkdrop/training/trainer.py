@@ -26,7 +26,7 @@ from ..checkpoint import (
     replace_synced,
     write_checkpoint,
 )
-from ..config import Config, TrainingConfig, differences
+from ..config import OWN_IMAGES, Config, TrainingConfig, differences
 from ..data.images import ImageSet, Source
 from ..data.pixels import to_float, to_uint8
 from ..data.sources import load_source
@@ -34,12 +34,19 @@ from ..data.stream import Stream, held_out_split
 from ..diffusion import objectives
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import sample
-from ..environment import describe
+from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..metrics import TIMESTEP_BINS, append_metrics, bin_label, rewind_metrics, timestep_bin
 from ..randomness import generator, normal, torch_seeded
 from ..report.pictures import grid, save
-from ..run import Run, read_config, read_environment, write_config, write_example
+from ..run import (
+    Run,
+    cycled_classes,
+    read_config,
+    read_environment,
+    write_config,
+    write_example,
+)
 from .ema import EMA
 from .learning_rate import learning_rate_factor
 from .progress import TrainingProgress
@@ -60,7 +67,7 @@ def train(
     resume: str = "auto",
     source: Source | None = None,
     network: nn.Module | None = None,
-    console: Console | None = None,
+    progress: bool = True,
 ) -> Run:
     """Train what a configuration describes, or go on where its folder left off.
 
@@ -71,7 +78,7 @@ def train(
             holds one.
         source: images of one's own instead of config.data's.
         network: a module (x, t, condition) of one's own, with config.network = None.
-        console: where progress is shown; None is silent.
+        progress: show it: a bar in a terminal, a line now and then elsewhere.
 
     Returns:
         The run. SIGINT and SIGTERM save and return early: then `run.step` is below the last step,
@@ -82,6 +89,7 @@ def train(
             anything is written.
         TrainingDiverged: when the loss or a gradient is not finite; the last checkpoint stands.
     """
+    console = Console() if progress else None
     trainer = Trainer(config, out, resume=resume, source=source, network=network, console=console)
     trainer.run()
     return Run(trainer.out, network=network, device=config.training.device)
@@ -101,7 +109,7 @@ class _Window:
 class Trainer:
     """A training in progress. Making one checks everything and writes nothing; `run` trains.
 
-    The arguments are those of `train`.
+    The arguments are those of `train`, but for the console to show progress on (None: silent).
     """
 
     def __init__(
@@ -115,6 +123,8 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         self.config = config = config.model_copy(deep=True)
+        if source is not None:
+            config.data.source = OWN_IMAGES
         self.out = Path(out) if out is not None else Path("runs") / config.name
         self.console = console
         self.stopped_by: signal.Signals | None = None
@@ -141,6 +151,7 @@ class Trainer:
             lr=config.training.learning_rate,
             betas=config.training.betas,
             weight_decay=config.training.weight_decay,
+            fused=True,
         )
         self.autocast_dtype = _precision(config.training.precision, self.device)
         self.scaler = torch.amp.GradScaler(
@@ -166,6 +177,7 @@ class Trainer:
             self._say(f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done")
             return
         self._prepare_folder()
+        self._say(self._summary())
         progress = TrainingProgress(self.total, self.step, self.console)
         logging = self.config.logging
         board = _tensorboard(self.out, self.step) if logging.tensorboard else None
@@ -199,6 +211,22 @@ class Trainer:
                 f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
                 "all is saved, and the same command goes on"
             )
+
+    def _summary(self) -> str:
+        """What is about to be trained, on what and where: the first lines of output."""
+        images = self.train_set
+        channels, height, width = images.shape
+        held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
+        parameters = sum(p.numel() for p in self.parameters.values())
+        precision = str(self.autocast_dtype or torch.float32).removeprefix("torch.")
+        start = f"going on from step {self.step:,}" if self.step else "starting"
+        return (
+            f"{images.name}: {len(images):,} training images{held_out}, "
+            f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}\n"
+            f"{parameters:,} parameters, {self.config.prediction} prediction, "
+            f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
+            f"{start}: {self.total:,} steps of {self.stream.batch_size} images, in {self.out}"
+        )
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total)
@@ -283,7 +311,7 @@ class Trainer:
         window, timesteps = self.window, self.denoiser.schedule.timesteps
         window.steps += 1
         window.loss += losses.mean().item()
-        window.gradient_norm += norm
+        window.gradient_norm += norm if math.isfinite(norm) else 0.0  # a step float16 skipped
         for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
             i = timestep_bin(timestep, timesteps)
             window.bin_loss[i] += loss
@@ -342,8 +370,7 @@ class Trainer:
 
     def _write_samples(self) -> None:
         """A grid of the same 64 images of seed 0 as training goes."""
-        classes = self._needs_classes
-        condition = torch.arange(_PREVIEW_IMAGES) % classes if classes else None
+        condition = cycled_classes(self.config, 0, _PREVIEW_IMAGES)
         with self._autocast():
             images = sample(
                 self.averaged,
@@ -353,9 +380,8 @@ class Trainer:
                 condition=condition,
                 batch_size=self.stream.batch_size,
             )
-        folder = self.out / "samples" / "training"
-        folder.mkdir(parents=True, exist_ok=True)
-        save(grid(to_uint8(images.cpu())), folder / f"step-{self.step:08d}.png")
+        picture = self.out / "samples" / "training" / f"step-{self.step:08d}.png"
+        save(grid(to_uint8(images.cpu())), picture)
 
     def _write_checkpoint(self) -> None:
         names = list(self.parameters)
