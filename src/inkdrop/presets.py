@@ -22,9 +22,9 @@ def digits() -> Config:
         prediction="velocity",
         data=DataConfig(source="digits"),
         schedule=ScheduleConfig(kind="cosine", timesteps=1000),
-        network=UNetConfig(channels=32, multipliers=(1, 2), blocks=1),
+        network=UNetConfig(channels=32, multipliers=(1, 1), blocks=1),
         training=TrainingConfig(
-            steps=1400,
+            steps=2200,
             batch_size=64,
             learning_rate=2e-3,
             warmup_steps=100,

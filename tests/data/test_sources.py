@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from inkdrop.config import DataConfig
+from inkdrop import config
 from inkdrop.data import sources
 from inkdrop.data.images import ImageSet
 from inkdrop.data.sources import SOURCES, load_source
@@ -69,10 +69,13 @@ def refusal(source: str, *path: object) -> str:
 
 
 def test_every_source_is_a_choice_of_the_configuration_and_no_other():
-    for source in SOURCES:
-        assert DataConfig(source=source).source == source
-    with pytest.raises(InkdropError, match=f"choose from {', '.join(SOURCES)}"):
-        DataConfig(source="no such source")
+    assert tuple(SOURCES) == config.SOURCES
+    with pytest.raises(InkdropError, match=f"choose from {', '.join(SOURCES)}, own"):
+        config.DataConfig(source="no such source")
+
+
+def test_images_of_ones_own_have_to_be_passed():
+    assert "pass them: train(config, source=" in refusal("own")
 
 
 def test_an_unknown_source_is_told_the_nearest():

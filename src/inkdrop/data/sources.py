@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..config import OWN_IMAGES
 from ..errors import InkdropError, unknown_name
 from .hub import DATA_VARIABLE, load_hub, load_parquet
 from .idx import holds_idx, load_idx
@@ -34,6 +35,10 @@ def load_source(source: str, path: Sequence[str] = ()) -> Source:
     Raises:
         InkdropError: if the source is unknown, or its files are missing, ambiguous or damaged.
     """
+    if source == OWN_IMAGES:
+        raise InkdropError(
+            "this run's images are the user's own: pass them: train(config, source=Source(…))"
+        )
     if source not in SOURCES:
         raise unknown_name("data source", source, SOURCES)
     given = [path] if isinstance(path, str) else path

@@ -165,7 +165,9 @@ class Trainer:
             shift=config.data.shift,
             device=self.device,
         )
-        self.step = 0
+        if config.logging.tensorboard:
+            _summary_writer()  # missing, it is missed before anything is written
+        self.step = self._saved_step = 0
         self.seconds = 0.0
         self.window = _Window()
         if self.resumed_from is not None:
@@ -180,7 +182,9 @@ class Trainer:
         self._say(self._summary())
         progress = TrainingProgress(self.total, self.step, self.console)
         logging = self.config.logging
-        board = _tensorboard(self.out, self.step) if logging.tensorboard else None
+        board = None
+        if logging.tensorboard:
+            board = _summary_writer()(self.out / "tensorboard", purge_step=self.step)
         began, seconds_before = time.monotonic(), self.seconds
         window_began, window_first = began, self.step
         try:
@@ -200,8 +204,10 @@ class Trainer:
                         self._log(self._held_out_row(self.held_out), board)
                     if self._due(logging.samples_every):
                         self._write_samples()
-                    if self._due(logging.checkpoint_every) or self.stopped_by is not None:
+                    if self._due(logging.checkpoint_every):
                         self._write_checkpoint()
+                if self.step != self._saved_step:
+                    self._write_checkpoint()
         finally:
             progress.close()
             if board is not None:
@@ -410,6 +416,7 @@ class Trainer:
             ),
             self.config.logging.keep_checkpoints,
         )
+        self._saved_step = self.step
 
     def _restore(self, path: Path) -> None:
         checkpoint = read_checkpoint(path)
@@ -429,7 +436,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
-        self.step = checkpoint.step
+        self.step = self._saved_step = checkpoint.step
         self.seconds = state["seconds"]
         self.window = _Window(**state["window"])
 
@@ -507,14 +514,14 @@ def _bin_means(sums: list[float], counts: list[int]) -> list[float | None]:
     return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
 
 
-def _tensorboard(out: Path, step: int) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InkdropError(
             "logging.tensorboard needs TensorBoard: pip install 'inkdrop[tensorboard]'"
         ) from None
-    return SummaryWriter(out / "tensorboard", purge_step=step)
+    return SummaryWriter
 
 
 @contextmanager
