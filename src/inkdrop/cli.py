@@ -109,9 +109,7 @@ def _train(arguments: list[str]) -> int:
     trainer.run()
     if trainer.stopped_by is not None and trainer.step < trainer.total:
         return 128 + int(trainer.stopped_by)
-    console.print(
-        f"the run is in [bold]{trainer.out}[/]; next: inkdrop sample {trainer.out}", highlight=False
-    )
+    _say(console, f"the run is in {trainer.out}; next: inkdrop sample {trainer.out}")
     return 0
 
 
@@ -119,7 +117,6 @@ def _sample(arguments: list[str]) -> int:
     path, rest = _run_folder("sample", arguments)
     from .options import SampleOptions, parse
 
-    rest = ["--n" if a == "-n" else a for a in rest]
     options = parse(
         SampleOptions, rest, "inkdrop sample RUN", "Generate images from a run.", SampleOptions()
     )
@@ -132,10 +129,7 @@ def _sample(arguments: list[str]) -> int:
         **{f.name: getattr(options, f.name) for f in fields(options) if f.name != "device"},
         console=console,
     )
-    console.print(
-        f"{options.n} images and a grid are in [bold]{made}[/]; next: inkdrop report {path}",
-        highlight=False,
-    )
+    _say(console, f"{options.n} images and a grid are in {made}; next: inkdrop report {path}")
     return 0
 
 
@@ -148,7 +142,7 @@ def _report(arguments: list[str]) -> int:
     console = _console()
     with console.status("drawing"):
         page = write_report(load(path))
-    console.print(f"the report is [bold]{page}[/]: open it in a browser", highlight=False)
+    _say(console, f"the report is {page}: open it in a browser")
     return 0
 
 
@@ -212,6 +206,10 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(text: str) -> None:

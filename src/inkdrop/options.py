@@ -36,7 +36,7 @@ class TrainOptions:
 class SampleOptions:
     """Options of `inkdrop sample`."""
 
-    n: int = 64
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
     """How many images."""
     sampler: str = "ddim"
     """ddim, ancestral or ancestral-beta."""

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from inkdrop import config
 from inkdrop.data import sources
 from inkdrop.data.images import ImageSet
-from inkdrop.data.sources import SOURCES, load_source
+from inkdrop.data.sources import SOURCES, load_source, origin
 from inkdrop.errors import InkdropError
 
 
@@ -237,3 +237,12 @@ def test_without_a_place_of_its_own_a_set_comes_from_the_hub(
     monkeypatch.setenv("INKDROP_DATA", "")
     assert load_source(source).test.name == "test"
     assert hub_calls == [(reference, "train"), (reference, "test")]
+
+
+def test_the_origin_of_each_source_is_told(tmp_path, monkeypatch):
+    assert origin("digits") == "scikit-learn"
+    assert "the hub (ylecun/mnist)" in origin("mnist")
+    assert origin("mnist", [str(tmp_path)]) == str(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.setenv("INKDROP_DATA", str(tmp_path))
+    assert origin("mnist") == str(tmp_path / "mnist")

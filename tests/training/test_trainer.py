@@ -71,6 +71,32 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert timeless(resumed.metrics) == timeless(straight.metrics)
 
 
+def test_a_signal_after_the_last_look_of_a_step_is_saved_too(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    trainer = Trainer(config(), tmp_path / "run", source=source)
+    due = trainer._due
+
+    def late(every: int) -> bool:
+        answer = due(every)
+        if trainer.step == 5:
+            trainer.stopped_by = signal.SIGTERM
+        return answer
+
+    trainer._due = late  # type: ignore[method-assign]
+    trainer.run()
+    assert inkdrop.load(tmp_path / "run").step == trainer.step == 5
+
+
+def test_images_of_ones_own_are_named_so_in_the_configuration(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    train(config(), tmp_path / "run", source=source)
+    assert inkdrop.load(tmp_path / "run").config.data.source == "own"
+    with pytest.raises(InkdropError, match="images are the user's own"):
+        train(inkdrop.load(tmp_path / "run").config, tmp_path / "run")
+
+
 def test_a_run_that_crashed_goes_on_from_its_checkpoint_bit_for_bit(
     tmp_path: Path, config: MakeConfig, source: Source
 ) -> None:

@@ -41,8 +41,21 @@ def load_source(source: str, path: Sequence[str] = ()) -> Source:
         )
     if source not in SOURCES:
         raise unknown_name("data source", source, SOURCES)
-    given = [path] if isinstance(path, str) else path
-    return SOURCES[source]([_expanded(part) for part in given])
+    return SOURCES[source](_given(path))
+
+
+def origin(source: str, path: Sequence[str] = ()) -> str:
+    """Where `load_source` would read a source from, in words."""
+    if source not in _HUB_REFERENCES:
+        return "scikit-learn"
+    places = _places(source, _given(path))
+    if places:
+        return ", ".join(map(str, places))
+    return f"the hub ({_HUB_REFERENCES[source]}) or its cache"
+
+
+def _given(path: Sequence[str]) -> list[Path]:
+    return [_expanded(part) for part in ([path] if isinstance(path, str) else path)]
 
 
 def _digits(paths: Sequence[Path]) -> Source:

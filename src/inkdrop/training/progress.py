@@ -61,7 +61,7 @@ class TrainingProgress:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self.console is not None:
-            self.console.print(message, highlight=False)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

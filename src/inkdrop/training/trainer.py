@@ -29,7 +29,7 @@ from ..checkpoint import (
 from ..config import OWN_IMAGES, Config, TrainingConfig, differences
 from ..data.images import ImageSet, Source
 from ..data.pixels import to_float, to_uint8
-from ..data.sources import load_source
+from ..data.sources import load_source, origin
 from ..data.stream import Stream, held_out_split
 from ..diffusion import objectives
 from ..diffusion.denoiser import Denoiser
@@ -131,7 +131,13 @@ class Trainer:
         self.resumed_from = _check_folder(self.out, config, resume)
 
         self.device = choose_device(config.training.device)
-        source = source or load_source(config.data.source, config.data.path)
+        if source is None:
+            self._origin = origin(config.data.source, config.data.path)
+            if self._origin.startswith("the hub"):
+                self._say(f"fetching {config.data.source} from {self._origin}")
+            source = load_source(config.data.source, config.data.path)
+        else:
+            self._origin = "memory"
         images, self.held_out = held_out_split(source.train, source.test, config.data.held_out)
         self.train_set = images
         self.total = _total_steps(config.training, len(images))
@@ -227,7 +233,7 @@ class Trainer:
         precision = str(self.autocast_dtype or torch.float32).removeprefix("torch.")
         start = f"going on from step {self.step:,}" if self.step else "starting"
         return (
-            f"{images.name}: {len(images):,} training images{held_out}, "
+            f"{images.name} from {self._origin}: {len(images):,} training images{held_out}, "
             f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}\n"
             f"{parameters:,} parameters, {self.config.prediction} prediction, "
             f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
@@ -452,7 +458,7 @@ class Trainer:
 
     def _say(self, message: str) -> None:
         if self.console is not None:
-            self.console.print(message, highlight=False)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_folder(out: Path, config: Config, resume: str) -> Path | None:
