@@ -57,12 +57,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         temporary.mkdir()
         files = {}
         for part, tensors in checkpoint.tensors.items():
-            name = f"{part}.safetensors"
+            file = f"{part}.safetensors"
+            # Copies, since safetensors refuses tensors that share memory, as tied weights do.
             content = safetensors.torch.save(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                {
+                    name: tensor.detach().to("cpu", copy=True).contiguous()
+                    for name, tensor in tensors.items()
+                }
             )
-            write_synced(temporary / name, content)
-            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            write_synced(temporary / file, content)
+            files[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {
             "format": "inkdrop checkpoint",
             "format_version": FORMAT_VERSION,

@@ -305,6 +305,21 @@ def test_a_network_of_ones_own_trains_and_loads(
         inkdrop.load(tmp_path / "run", network=nn.Conv2d(1, 1, 1)).denoiser  # noqa: B018
 
 
+def test_tied_weights_are_saved_and_loaded(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    class Tied(OwnNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twin = self.layer
+
+    c = config(steps=2)
+    c.network = None
+    run = train(c, tmp_path / "run", source=source, network=Tied())
+    weights = inkdrop.load(run.path, network=Tied()).load_denoiser("raw").network.state_dict()
+    assert torch.equal(weights["twin.weight"], weights["layer.weight"])
+
+
 def test_buffers_are_copied_and_not_averaged(
     tmp_path: Path, config: MakeConfig, source: Source
 ) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +22,7 @@ from ..checkpoint import (
     replace_synced,
     write_checkpoint,
 )
-from ..config import OWN_IMAGES, Config, TrainingConfig, differences
+from ..config import OWN_IMAGES, Config, TrainingConfig
 from ..data.images import ImageSet, Source
 from ..data.pixels import to_float, to_uint8
 from ..data.sources import load_source, origin
@@ -36,20 +32,22 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import sample
 from ..environment import describe, device_name
 from ..errors import InkdropError
-from ..metrics import TIMESTEP_BINS, append_metrics, bin_label, rewind_metrics, timestep_bin
+from ..metrics import append_metrics, bin_label, rewind_metrics, timestep_bin
 from ..randomness import generator, normal, torch_seeded
 from ..report.pictures import grid, save
 from ..run import (
     Run,
     cycled_classes,
-    read_config,
     read_environment,
     write_config,
     write_example,
 )
 from .ema import EMA
+from .folder import checkpoint_to_resume
 from .learning_rate import learning_rate_factor
+from .losses import LossWindow
 from .progress import TrainingProgress
+from .signals import handling_stop_signals
 
 _OBJECTIVES = {"simple": objectives.simple}
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -95,17 +93,6 @@ def train(
     return Run(trainer.out, network=network, device=config.training.device)
 
 
-@dataclass
-class _Window:
-    """What has gathered since the last line of metrics; part of a checkpoint."""
-
-    steps: int = 0
-    loss: float = 0.0
-    gradient_norm: float = 0.0
-    bin_loss: list[float] = field(default_factory=lambda: [0.0] * TIMESTEP_BINS)
-    bin_count: list[int] = field(default_factory=lambda: [0] * TIMESTEP_BINS)
-
-
 class Trainer:
     """A training in progress. Making one checks everything and writes nothing; `run` trains.
 
@@ -128,7 +115,7 @@ class Trainer:
         self.out = Path(out) if out is not None else Path("runs") / config.name
         self.console = console
         self.stopped_by: signal.Signals | None = None
-        self.resumed_from = _check_folder(self.out, config, resume)
+        self.resumed_from = checkpoint_to_resume(self.out, config, resume)
 
         self.device = choose_device(config.training.device)
         if source is None:
@@ -175,7 +162,7 @@ class Trainer:
             _summary_writer()  # missing, it is missed before anything is written
         self.step = self._saved_step = 0
         self.seconds = 0.0
-        self.window = _Window()
+        self.window = LossWindow()
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
 
@@ -194,7 +181,7 @@ class Trainer:
         began, seconds_before = time.monotonic(), self.seconds
         window_began, window_first = began, self.step
         try:
-            with _stopping_at_signals(self):
+            with handling_stop_signals(self._stop):
                 while self.step < self.total and self.stopped_by is None:
                     self._train_step()
                     now = time.monotonic()
@@ -205,7 +192,7 @@ class Trainer:
                         row = self._metrics_row(rate)
                         self._log(row, board)
                         progress.update(self.step, row["loss"], rate)
-                        self.window, window_began, window_first = _Window(), now, self.step
+                        self.window, window_began, window_first = LossWindow(), now, self.step
                     if self._due(logging.held_out_every) and self.held_out is not None:
                         self._log(self._held_out_row(self.held_out), board)
                     if self._due(logging.samples_every):
@@ -239,6 +226,9 @@ class Trainer:
             f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
             f"{start}: {self.total:,} steps of {self.stream.batch_size} images, in {self.out}"
         )
+
+    def _stop(self, number: signal.Signals) -> None:
+        self.stopped_by = number
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total)
@@ -274,19 +264,20 @@ class Trainer:
                 )
             self.scaler.scale(losses.sum() / len(x_start)).backward()
             parts.append(losses.detach())
-        losses = torch.cat(parts).float()
+        losses = torch.cat(parts).float().cpu()
 
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.parameters.values(), training.gradient_clip or math.inf
-        )
-        self._check_finite(losses.cpu(), t, float(norm), learning_rate)
+        ).item()
+        self._check_finite(losses, t, norm, learning_rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step)
 
         self.step += 1
-        self._gather(losses.cpu(), t, float(norm))
+        skipped = not math.isfinite(norm)  # by the scaler, after an overflow in float16
+        self.window.add(losses, t, timesteps, 0.0 if skipped else norm)
 
     @property
     def _objective(self) -> Any:
@@ -319,16 +310,6 @@ class Trainer:
             "--training.learning-rate or longer --training.warmup-steps in a new --out folder"
         )
 
-    def _gather(self, losses: Tensor, t: Tensor, norm: float) -> None:
-        window, timesteps = self.window, self.denoiser.schedule.timesteps
-        window.steps += 1
-        window.loss += losses.mean().item()
-        window.gradient_norm += norm if math.isfinite(norm) else 0.0  # a step float16 skipped
-        for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            i = timestep_bin(timestep, timesteps)
-            window.bin_loss[i] += loss
-            window.bin_count[i] += 1
-
     def _metrics_row(self, images_per_second: float) -> dict[str, Any]:
         window = self.window
         return {
@@ -338,7 +319,7 @@ class Trainer:
             "gradient_norm": window.gradient_norm / window.steps,
             "images_per_second": round(images_per_second, 2),
             "seconds": round(self.seconds, 3),
-            "loss_by_timestep": _bin_means(window.bin_loss, window.bin_count),
+            "loss_by_timestep": window.by_timestep(),
         }
 
     @torch.no_grad()
@@ -361,16 +342,12 @@ class Trainer:
                     None if condition is None else condition[rows].to(self.device),
                 )
             losses.append(part.float().cpu())
-        every = torch.cat(losses)
-        sums, counts = [0.0] * TIMESTEP_BINS, [0] * TIMESTEP_BINS
-        for timestep, loss in zip(t.tolist(), every.tolist(), strict=True):
-            i = timestep_bin(timestep, timesteps)
-            sums[i] += loss
-            counts[i] += 1
+        window = LossWindow()
+        window.add(torch.cat(losses), t, timesteps)
         return {
             "step": self.step,
-            "held_out_loss": every.mean().item(),
-            "held_out_loss_by_timestep": _bin_means(sums, counts),
+            "held_out_loss": window.loss,
+            "held_out_loss_by_timestep": window.by_timestep(),
         }
 
     def _log(self, row: dict[str, Any], board: Any) -> None:
@@ -444,7 +421,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step = self._saved_step = checkpoint.step
         self.seconds = state["seconds"]
-        self.window = _Window(**state["window"])
+        self.window = LossWindow(**state["window"])
 
     def _prepare_folder(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -459,31 +436,6 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.console is not None:
             self.console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_folder(out: Path, config: Config, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None; an error for a folder that is not ours to use."""
-    if resume not in ("auto", "never"):
-        raise InkdropError(f"resume must be auto or never, got {resume!r}")
-    if out.exists() and not out.is_dir():
-        raise InkdropError(f"{out} is a file; choose another --out folder")
-    if not out.exists() or not any(out.iterdir()):
-        return None
-    if not (out / "config.json").exists():
-        raise InkdropError(f"{out} is not empty and holds no run; choose another --out folder")
-    changes = differences(read_config(out), config)
-    if changes:
-        raise InkdropError(
-            f"{out} holds another run, which differs in {'; '.join(changes)}; choose another --out "
-            "folder, or give that run's own options to go on with it"
-        )
-    checkpoint = newest_checkpoint(out / "checkpoints")
-    if resume == "never" and checkpoint is not None:
-        raise InkdropError(
-            f"{out} holds this run already ({checkpoint.name}); with --resume auto it goes on, or "
-            "choose another --out folder"
-        )
-    return checkpoint
 
 
 def _total_steps(training: TrainingConfig, images: int) -> int:
@@ -516,10 +468,6 @@ def _precision(name: str, device: torch.device) -> torch.dtype | None:
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _bin_means(sums: list[float], counts: list[int]) -> list[float | None]:
-    return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-
-
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -528,24 +476,3 @@ def _summary_writer() -> Any:
             "logging.tensorboard needs TensorBoard: pip install 'inkdrop[tensorboard]'"
         ) from None
     return SummaryWriter
-
-
-@contextmanager
-def _stopping_at_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the loop to save and leave; a second one acts as it always does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.stopped_by = signal.Signals(number)
-        signal.signal(number, before[trainer.stopped_by])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

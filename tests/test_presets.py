@@ -1,0 +1,41 @@
+"""The presets are what they say."""
+
+import pytest
+
+from inkdrop.build import build_denoiser, build_network
+from inkdrop.errors import InkdropError
+from inkdrop.presets import PRESETS, ho_cifar10, preset
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "ho-cifar10": (3, 32, 32)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_builds_and_bears_its_name(name: str) -> None:
+    config = preset(name)
+    assert config.name == name
+    denoiser = build_denoiser(config, SHAPES[name])
+    assert denoiser.schedule.timesteps == config.schedule.timesteps
+    assert config.training.steps
+
+
+def test_ho_cifar10_is_the_papers_network_and_training() -> None:
+    config = ho_cifar10()
+    network = build_network(config.network, (3, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == 35_746_307
+    training = config.training
+    assert (training.steps, training.batch_size) == (800_000, 128)
+    assert (training.learning_rate, training.ema_decay) == (2e-4, 0.9999)
+    assert config.data.horizontal_flip
+    denoiser = build_denoiser(config, (3, 32, 32))
+    assert denoiser.prediction == "noise"
+    assert denoiser.schedule.betas[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
+
+
+def test_a_preset_is_made_anew_each_time() -> None:
+    preset("digits").training.steps = 1
+    assert preset("digits").training.steps != 1
+
+
+def test_an_unknown_preset_is_told_the_nearest() -> None:
+    with pytest.raises(InkdropError, match="did you mean 'ho-cifar10'"):
+        preset("cifar10")
