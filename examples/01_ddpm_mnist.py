@@ -29,6 +29,7 @@ parser.add_argument(
 parser.add_argument("--out", type=Path, default=Path("mnist-pictures"), help="where pictures go")
 parser.add_argument("--steps", type=int, default=1500, help="training steps")
 parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
+parser.add_argument("--samples", type=int, default=64, help="images to generate")
 options = parser.parse_args()
 torch.manual_seed(0)
 
@@ -83,13 +84,15 @@ for step in range(1, options.steps + 1):
 
 # 6. The sampler (Algorithm 2): from pure noise back to an image, one small step at a time.
 denoiser = inkdrop.Denoiser(network, schedule, prediction="noise", shape=shape)
-for state in inkdrop.sample_steps(denoiser, n=64, sampler="ancestral", seed=0):
+for state in inkdrop.sample_steps(denoiser, n=options.samples, sampler="ancestral", seed=0):
     if state.timestep % 100 == 0:
         print(f"sampling: {state.timestep} timesteps to go")
 
 # 7. Pictures.
-save(loss_curve(history), options.out / "loss_curve.png")
-save(forward_strip(schedule, source.train.images[0]), options.out / "forward_strip.png")
-save(reverse_strip(denoiser, sampler="ancestral", n=4), options.out / "reverse_strip.png")
+forward = forward_strip(schedule, source.train.images[0])
+reverse = reverse_strip(denoiser, n=3, sampler="ancestral")
+save(loss_curve(history), options.out / "loss_curve.png", margin=32)
+save(forward, options.out / "forward_strip.png", margin=32)
+save(reverse, options.out / "reverse_strip.png", margin=32)
 save(grid(to_uint8(state.x)), options.out / "samples.png")
 print(f"pictures are in {options.out}: loss_curve, forward_strip, reverse_strip and samples")

@@ -15,6 +15,7 @@ import pytest
 from inkdrop import cli
 
 INKDROP = [sys.executable, "-m", "inkdrop"]
+STEPS = 200
 TINY = [
     "--network.channels=4",
     "--network.multipliers=1",
@@ -241,13 +242,22 @@ def final_weights(out: Path, steps: int) -> list[bytes]:
     ]
 
 
+@pytest.fixture(scope="module")
+def straight_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing disturbed."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    process = start_training(out, STEPS)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_stopped_or_killed_goes_on_with_the_same_command(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, straight_run: Path, number: signal.Signals
 ) -> None:
-    steps = 400
-    stopped = start_training(tmp_path / "stopped", steps)
-    wait_for_checkpoint(tmp_path / "stopped", stopped)
+    stopped = start_training(tmp_path / "run", STEPS)
+    wait_for_checkpoint(tmp_path / "run", stopped)
     stopped.send_signal(number)
     out, err = stopped.communicate(timeout=60)
     if number is signal.SIGKILL:
@@ -256,11 +266,10 @@ def test_a_process_that_is_stopped_or_killed_goes_on_with_the_same_command(
         assert stopped.returncode == 128 + number
         assert err == ""
         assert f"stopped by {number.name}" in out
-    for name in ("stopped", "straight"):
-        process = start_training(tmp_path / name, steps)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    assert final_weights(tmp_path / "stopped", steps) == final_weights(tmp_path / "straight", steps)
+    again = start_training(tmp_path / "run", STEPS)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert final_weights(tmp_path / "run", STEPS) == final_weights(straight_run, STEPS)
 
 
 def test_mnist_trains_from_the_files_as_they_are(

@@ -40,6 +40,8 @@ def test_ddpm_on_mnist(tmp_path: Path, data_dir: Path) -> None:
         20,
         "--batch-size",
         8,
+        "--samples",
+        4,
         "--out",
         out,
         INKDROP_DATA=str(data_dir),
@@ -50,7 +52,9 @@ def test_ddpm_on_mnist(tmp_path: Path, data_dir: Path) -> None:
 
 def test_ddpm_falls_back_to_the_digits_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "pictures"
-    text = run_example("01_ddpm_mnist.py", "--steps", 20, "--out", out, INKDROP_DATA=str(tmp_path))
+    text = run_example(
+        "01_ddpm_mnist.py", "--steps", 20, "--samples", 4, "--out", out, INKDROP_DATA=str(tmp_path)
+    )
     assert "using the embedded 8×8 digits instead" in text
     assert "1,797 images of 8×8" in text
     assert_pictures(out)

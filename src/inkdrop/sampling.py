@@ -21,7 +21,8 @@ from .run import Run
 
 _GRID_IMAGES = 64
 _FILM_IMAGES = 16
-_STRIP_IMAGES = 4
+_STRIP_IMAGES = 3
+_MARGIN = 32
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def write_samples(
             film = record(
                 denoiser, count, sampler, steps, seed, condition=run.cycled_classes(0, count)
             )
-            save(draw_trajectory(film.images(_STRIP_IMAGES)), writing / "trajectory.png")
+            strip = draw_trajectory(film.images(_STRIP_IMAGES))
+            save(strip, writing / "trajectory.png", margin=_MARGIN)
             write_gif(film, writing / "trajectory.gif")
         protocol = Protocol(
             str(run.path), run.step, weights, sampler, list(table.timesteps), seed, n

@@ -251,3 +251,12 @@ def test_saving_leaves_nothing_half_written(tmp_path: Path) -> None:
         pictures.save(broken, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"before"
+
+
+def test_a_margin_is_white_and_leaves_the_picture_as_it_is(tmp_path):
+    picture = pictures.grid(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    pictures.save(picture, tmp_path / "new" / "framed.png", margin=5)
+    with Image.open(tmp_path / "new" / "framed.png") as framed:
+        assert framed.size == (picture.width + 10, picture.height + 10)
+        assert framed.getpixel((4, 4)) == 255
+        assert framed.crop((5, 5, 5 + picture.width, 5 + picture.height)) == picture

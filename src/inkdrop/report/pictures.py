@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..checkpoint import replace_synced
@@ -46,8 +46,15 @@ _FRAME_MS, _FIRST_FRAME_MS, _LAST_FRAME_MS = 70, 500, 1500
 Pixels = NDArray[np.uint8]
 
 
-def save(picture: Figure | Image.Image, path: str | Path) -> None:
-    """Write a picture as a PNG file, whole or not at all; its folder is made if need be."""
+def save(picture: Figure | Image.Image, path: str | Path, margin: int = 0) -> None:
+    """Write a picture as a PNG file, whole or not at all; its folder is made if need be.
+
+    Args:
+        margin: white pixels around it, for a picture that will not stand on a page of ours.
+    """
+    if margin:
+        image = style.to_image(picture) if isinstance(picture, Figure) else picture
+        picture = ImageOps.expand(image, margin, "white")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_synced(Path(path), png(picture))
 
