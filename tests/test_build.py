@@ -9,7 +9,7 @@ from inkdrop.diffusion.schedule import NoiseSchedule
 from inkdrop.errors import InkdropError
 from inkdrop.networks.mlp import MLP
 
-BETAS = (0.1, 0.5, 0.99)
+BETAS = (0.1, 0.5, 0.999)
 ALPHAS_CUMPROD = (0.9, 0.5, 0.0001)
 
 

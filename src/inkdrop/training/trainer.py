@@ -218,13 +218,14 @@ class Trainer:
         held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
         parameters = sum(p.numel() for p in self.parameters.values())
         precision = str(self.autocast_dtype or torch.float32).removeprefix("torch.")
-        start = f"going on from step {self.step:,}" if self.step else "from the start"
+        start = f"going on from step {self.step:,}" if self.step else "starting"
+        steps = f"{self.total:,} step{'s' if self.total > 1 else ''}"
         return (
             f"{images.name} from {self._origin}: {len(images):,} training images{held_out}, "
             f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}\n"
             f"{parameters:,} parameters, {self.config.prediction} prediction, "
             f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
-            f"{start}, to step {self.total:,} of {self.stream.batch_size} images each, in {self.out}"
+            f"{start}: {steps} of {self.stream.batch_size} images, in {self.out}"
         )
 
     def _stop(self, number: signal.Signals) -> None:
