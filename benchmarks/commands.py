@@ -22,8 +22,11 @@ INKDROP = Path(sys.executable).parent / "inkdrop"
 
 def seconds(command: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{done.stdout[-5000:]}\n{done.stderr}\n{command} failed")
+    return took
 
 
 subprocess.run(["make", "install"], cwd=ROOT, check=True)

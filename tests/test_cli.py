@@ -15,7 +15,7 @@ import pytest
 from inkdrop import cli
 
 INKDROP = [sys.executable, "-m", "inkdrop"]
-STEPS = 200
+STEPS = 600  # many more than are done when the signal arrives, also on a busy machine
 TINY = [
     "--network.channels=4",
     "--network.multipliers=1",
@@ -219,7 +219,7 @@ def test_a_warning_of_the_schedule_is_one_line(tmp_path: Path) -> None:
 def start_training(out: Path, steps: int) -> "subprocess.Popen[str]":
     command = [*INKDROP, "train", "digits", "--out", str(out), "--steps", str(steps), *TINY]
     return subprocess.Popen(
-        [*command, "--logging.checkpoint-every=5", "--logging.metrics-every=5"],
+        [*command, "--logging.checkpoint-every=20", "--logging.metrics-every=5"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
