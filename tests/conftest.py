@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("inkdrop", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile(
+    "inkdrop",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault
+)
 settings.load_profile("inkdrop")
 
 

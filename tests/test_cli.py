@@ -15,7 +15,7 @@ import pytest
 from inkdrop import cli
 
 INKDROP = [sys.executable, "-m", "inkdrop"]
-STEPS = 600  # many more than are done when the signal arrives, also on a busy machine
+STEPS = 300
 TINY = [
     "--network.channels=4",
     "--network.multipliers=1",
