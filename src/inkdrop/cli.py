@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .console import say
 from .errors import InkdropError, unknown_name
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _train(arguments: list[str]) -> int:
     trainer.run()
     if trainer.stopped_by is not None and trainer.step < trainer.total:
         return 128 + int(trainer.stopped_by)
-    _say(console, f"the run is in {trainer.out}; next: inkdrop sample {trainer.out}")
+    say(console, f"the run is in {trainer.out}; next: inkdrop sample {trainer.out}")
     return 0
 
 
@@ -129,7 +130,7 @@ def _sample(arguments: list[str]) -> int:
         **{f.name: getattr(options, f.name) for f in fields(options) if f.name != "device"},
         console=console,
     )
-    _say(console, f"{options.n} images and a grid are in {made}; next: inkdrop report {path}")
+    say(console, f"{options.n} images and a grid are in {made}; next: inkdrop report {path}")
     return 0
 
 
@@ -142,7 +143,7 @@ def _report(arguments: list[str]) -> int:
     console = _console()
     with console.status("drawing"):
         page = write_report(load(path))
-    _say(console, f"the report is {page}: open it in a browser")
+    say(console, f"the report is {page}: open it in a browser")
     return 0
 
 
@@ -206,10 +207,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(text: str) -> None:

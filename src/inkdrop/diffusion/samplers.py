@@ -135,16 +135,14 @@ class Sampler:
 
     table: Callable[[NoiseSchedule, Sequence[int]], SamplerTable]
     default_steps: int | None  # None: every timestep of the schedule
-    summary: str
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(ddim, 50, "deterministic DDIM (eta = 0)"),
-    "ancestral": Sampler(ancestral, None, "DDPM with the posterior variance"),
+    "ddim": Sampler(ddim, 50),
+    "ancestral": Sampler(ancestral, None),
     "ancestral-beta": Sampler(
         lambda schedule, timesteps: ancestral(schedule, timesteps, variance="beta"),
         None,
-        "DDPM with the variance beta",
     ),
 }
 

@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..console import say
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -60,8 +62,7 @@ class TrainingProgress:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, message)
 
     def close(self) -> None:
         """Leave the bar as it is."""

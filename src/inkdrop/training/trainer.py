@@ -23,6 +23,7 @@ from ..checkpoint import (
     write_checkpoint,
 )
 from ..config import OWN_IMAGES, Config, TrainingConfig
+from ..console import say
 from ..data.images import ImageSet, Source
 from ..data.pixels import to_float, to_uint8
 from ..data.sources import load_source, origin
@@ -121,7 +122,7 @@ class Trainer:
         if source is None:
             self._origin = origin(config.data.source, config.data.path)
             if self._origin.startswith("the hub"):
-                self._say(f"fetching {config.data.source} from {self._origin}")
+                say(self.console, f"fetching {config.data.source} from {self._origin}")
             source = load_source(config.data.source, config.data.path)
         else:
             self._origin = "memory"
@@ -169,10 +170,13 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, or until SIGINT or SIGTERM."""
         if self.step >= self.total:
-            self._say(f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done")
+            say(
+                self.console,
+                f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done",
+            )
             return
         self._prepare_folder()
-        self._say(self._summary())
+        say(self.console, self._summary())
         progress = TrainingProgress(self.total, self.step, self.console)
         logging = self.config.logging
         board = None
@@ -206,9 +210,10 @@ class Trainer:
             if board is not None:
                 board.close()
         if self.stopped_by is not None and self.step < self.total:
-            self._say(
+            say(
+                self.console,
                 f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
-                "all is saved, and the same command goes on"
+                "all is saved, and the same command goes on",
             )
 
     def _summary(self) -> str:
@@ -433,10 +438,6 @@ class Trainer:
         rewind_metrics(self.out / "metrics.jsonl", self.step)
         if self.held_out is not None:
             write_example(self.out, self.held_out.images[0])
-
-    def _say(self, message: str) -> None:
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _total_steps(training: TrainingConfig, images: int) -> int:
