@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from inkdrop.diffusion.denoiser import Denoiser
+from inkdrop.diffusion.denoiser import Denoiser, evaluating
 from inkdrop.diffusion.prediction import PREDICTIONS
 from inkdrop.diffusion.schedule import NoiseSchedule
 from inkdrop.errors import InkdropError
@@ -174,3 +174,102 @@ def test_an_unknown_prediction_is_told_the_nearest():
         Denoiser(Scaled(), SCHEDULES[0], prediction="epsilon")
     with pytest.raises(InkdropError, match="did you mean 'x_start'"):
         Denoiser(Scaled(), SCHEDULES[0], prediction="xstart")
+
+
+# A learned variance -------------------------------------------------------------------------------
+
+
+class Halves(Scaled):
+    """½ x, and after it a raw variance from -1 to 1."""
+
+    def forward(self, x, t, condition):
+        raw = torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).reshape(x.shape[1:])
+        return torch.cat([super().forward(x, t, condition), raw.expand_as(x)], dim=1)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 2, 4)])
+def test_the_second_half_of_the_channels_is_the_variance(shape):
+    network, x_t = Halves(), images(2, *shape).float()
+    denoiser = Denoiser(network, SCHEDULES[0], "noise", learned_variance=True)
+    output, estimate = denoiser.ask(x_t, 5), denoiser(x_t, 5)
+    assert torch.equal(denoiser.predict(x_t, 5), 0.5 * x_t)
+    assert torch.equal(output.prediction, 0.5 * x_t)
+    for fraction in (output.variance_fraction, estimate.variance_fraction):
+        expected = torch.linspace(0, 1, x_t[0].numel()).reshape(shape).expand_as(x_t)
+        torch.testing.assert_close(fraction, expected)
+    plain = Denoiser(Scaled(), SCHEDULES[0])(x_t, 5)
+    assert torch.equal(estimate.x_start, plain.x_start)
+    assert torch.equal(estimate.noise, plain.noise)
+    assert plain.variance_fraction is None
+
+
+def test_a_network_without_the_variance_it_should_learn_is_an_error_and_so_is_one_too_many():
+    message = r"returned \(2, 3\); it must return prediction and learned variance .*\(2, 6\)"
+    with pytest.raises(InkdropError, match=message):
+        Denoiser(Scaled(), SCHEDULES[0], learned_variance=True)(images(2, 3), 5)
+    with pytest.raises(InkdropError, match=r"given \(2, 3\) and returned \(2, 6\)"):
+        Denoiser(Halves(), SCHEDULES[0])(images(2, 3), 5)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_an_output_asked_for_once_can_be_estimated_from_later(kind):
+    denoiser, x_t, t = Denoiser(Scaled(), SCHEDULES[0], kind), images(2, 3), torch.tensor([0, 999])
+    later, now = denoiser.estimate(denoiser.ask(x_t, t), x_t, t), denoiser(x_t, t)
+    assert torch.equal(later.x_start, now.x_start)
+    assert torch.equal(later.noise, now.noise)
+
+
+def test_a_respaced_denoiser_is_the_same_network_under_the_respaced_schedule():
+    network = Halves()
+    denoiser = Denoiser(network, SCHEDULES[0], "velocity", (3,), learned_variance=True)
+    respaced, x_t = denoiser.respaced([3, 500, 998]), images(3, 3)
+    assert respaced.network is network
+    assert (respaced.prediction, respaced.shape) == ("velocity", (3,))
+    estimate = respaced(x_t, torch.tensor([0, 1, 2]))
+    assert network.calls[-1][1].tolist() == [3, 500, 998]
+    expected = denoiser(x_t, torch.tensor([3, 500, 998]))
+    torch.testing.assert_close(estimate.x_start, expected.x_start, rtol=1e-14, atol=1e-14)
+    assert torch.equal(estimate.variance_fraction, expected.variance_fraction)
+
+
+# Between timesteps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [SCHEDULES[0], SCHEDULES[0].respaced([3, 500, 998])])
+def test_at_a_whole_timestep_between_is_the_denoiser_itself(kind, schedule):
+    denoiser, x_t = Denoiser(Scaled(torch.float64), schedule, kind), images(4, 3)
+    for t in (0, 1, schedule.timesteps - 1):
+        between = denoiser.between(x_t, torch.tensor(float(t), dtype=torch.float64))
+        told = denoiser.network.calls[-1][1]
+        assert told.tolist() == [schedule.network_timesteps[t].item()] * 4
+        exact = denoiser(x_t, t)
+        torch.testing.assert_close(between.x_start, exact.x_start, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(between.noise, exact.noise, rtol=1e-10, atol=1e-10)
+
+
+def test_between_two_timesteps_the_network_is_told_what_lies_between_their_names():
+    denoiser = Denoiser(Scaled(), SCHEDULES[0].respaced([3, 500, 998]))
+    condition = torch.tensor([1, 0])
+    denoiser.between(images(2, 3), torch.tensor(1.25, dtype=torch.float64), condition)
+    assert denoiser.network.calls[0][1].tolist() == [624.5, 624.5]
+    assert denoiser.network.calls[0][2] is condition
+
+
+def test_each_module_is_evaluated_inside_and_as_it_was_outside_even_after_an_error():
+    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Linear(1, 1)))
+    network[1].eval()
+
+    def fail_inside():
+        with evaluating(network):
+            assert not any(module.training for module in network.modules())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
+    assert [m.training for m in (network, network[0], network[1], network[1][0])] == [
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -31,8 +31,8 @@ def test_single_steps_compose_to_the_closed_form(schedule):
         variance = (1 - schedule.betas[t]) * variance + step.variance
         mean = step.mean
         closed = q_marginal(schedule, x_start, at(t))
-        torch.testing.assert_close(mean, closed.mean, rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(variance, closed.variance, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(mean, closed.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(variance, closed.variance, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -19,7 +19,7 @@ angles = st.floats(0.05, math.pi / 2 - 0.05).map(
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @given(values, values, angles)
@@ -74,7 +74,7 @@ def test_there_and_back_changes_nothing(source, target, value, x_t, angle):
     there = convert(value, source, target, x_t, alpha, sigma)
     # Either way through a score or across both kinds divides by α σ ≥ 0.05.
     back = convert(there, target, source, x_t, alpha, sigma)
-    torch.testing.assert_close(back, value, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(back, value, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
 from inkdrop.config import UNetConfig
 from inkdrop.diffusion.denoiser import Denoiser
+from inkdrop.diffusion.oracle import GaussianMixture
 from inkdrop.diffusion.samplers import (
     SAMPLERS,
     SamplerTable,
@@ -22,11 +23,13 @@ from inkdrop.diffusion.samplers import (
     build_table,
     ddim,
     initial_noise,
+    invert,
     sample,
     sample_steps,
-    spaced_timesteps,
+    unipc,
 )
 from inkdrop.diffusion.schedule import NoiseSchedule, ScheduleWarning
+from inkdrop.diffusion.spacing import SPACINGS, spaced_timesteps
 from inkdrop.errors import InkdropError
 from inkdrop.networks.unet import UNet
 from inkdrop.randomness import image_noise, torch_seeded
@@ -39,6 +42,20 @@ with warnings.catch_warnings():
     SIGNAL_LEFT = NoiseSchedule.linear(300, 1e-4, 0.02)
     ONE_STEP = NoiseSchedule.from_betas([0.9])
 SCHEDULES = [LINEAR, COSINE, LONG_COSINE, SIGNAL_LEFT, ONE_STEP]
+
+#: Every named sampler, and every order of those that have one.
+RULES = [
+    *((name, {}) for name in sorted(SAMPLERS)),
+    *((name, {"order": order}) for name in ("dpm-solver++", "unipc") for order in (1, 3)),
+    ("ddim", {"eta": 0.5}),
+]
+LEARNED = "ancestral-learned"
+
+
+def rules(*, learned=True):
+    chosen = [rule for rule in RULES if learned or rule[0] != LEARNED]
+    ids = [" ".join([name, *map(str, options.values())]) for name, options in chosen]
+    return pytest.mark.parametrize(("name", "options"), chosen, ids=ids)
 
 
 @st.composite
@@ -70,9 +87,10 @@ def normal(*shape, seed=0):
 class Told(nn.Module):
     """A network whose x̂₀ is given by a function of what it is asked."""
 
-    def __init__(self, answer, dropout=0.0):
+    def __init__(self, answer, dropout=0.0, learned=False):
         super().__init__()
         self.answer = answer
+        self.learned = learned
         self.dropout = nn.Dropout(dropout)
         self.frozen = nn.Dropout(0.5)
         self.frozen.eval()
@@ -82,11 +100,13 @@ class Told(nn.Module):
     def forward(self, x, t, condition):
         modes = self.training, self.dropout.training, self.frozen.training
         self.seen.append((x, t, condition, modes, torch.is_grad_enabled()))
-        return self.dropout(self.weight * self.answer(x, t, condition))
+        answer = self.dropout(self.weight * self.answer(x, t, condition))
+        return torch.cat([answer, torch.cos(x.to(answer))], dim=1) if self.learned else answer
 
 
-def told(answer, schedule=LINEAR, shape=None, dropout=0.0):
-    return Denoiser(Told(answer, dropout), schedule, prediction="x_start", shape=shape)
+def told(answer, schedule=LINEAR, shape=None, dropout=0.0, learned=False):
+    network = Told(answer, dropout, learned)
+    return Denoiser(network, schedule, "x_start", shape=shape, learned_variance=learned)
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -192,12 +212,19 @@ def test_every_row_carries_the_marginals_from_one_timestep_to_the_next(visit, et
     torch.testing.assert_close(m**2 * (1 - signal) + s**2, 1 - after, rtol=0, atol=1e-12)
 
 
-@given(st.sampled_from(sorted(SAMPLERS)), st.sampled_from(SCHEDULES), st.data())
-def test_every_named_sampler_ends_at_the_clean_image(name, schedule, data):
-    steps = data.draw(st.none() | st.integers(1, schedule.timesteps))
-    table = build_table(schedule, name, steps)
-    default = min(SAMPLERS[name].default_steps or schedule.timesteps, schedule.timesteps)
-    assert len(table) == (default if steps is None else steps)
+@given(st.sampled_from(RULES), st.sampled_from(SCHEDULES), st.data())
+def test_every_named_sampler_ends_at_the_clean_image(rule, schedule, data):
+    name, options = rule
+    least = options.get("order", 1)
+    assume(schedule.timesteps >= least)
+    steps = data.draw(st.none() | st.integers(least, schedule.timesteps))
+    spacing = data.draw(st.sampled_from(sorted(SPACINGS)))
+    table = build_table(schedule, name, steps, timesteps=spacing, **options)
+    visited = min(SAMPLERS[name].default_steps or schedule.timesteps, schedule.timesteps)
+    visited = visited if steps is None else steps
+    assert len(table) == (2 * visited - 1 if name == "heun" else visited)
+    asked = sorted(set(table.timesteps), reverse=True)
+    assert asked == spaced_timesteps(schedule, visited, spacing)
     assert (table.M[-1, 0] == 0).all()
     assert table.v[-1, 0].item() == pytest.approx(1, abs=1e-15)
     assert (table.s[-1] == 0).all()
@@ -208,17 +235,34 @@ def test_the_named_samplers_are_their_rules():
     assert_same_table(build_table(LINEAR, "ancestral"), ancestral(LINEAR, every), 0)
     assert_same_table(build_table(LINEAR, "ancestral-beta"), ancestral(LINEAR, every, "beta"), 0)
     assert_same_table(build_table(LINEAR), ddim(LINEAR, range(999, -1, -20)), 0)
+    listed = build_table(LINEAR, "ddim", timesteps=[900, 3], eta=0.3)
+    assert_same_table(listed, ddim(LINEAR, [900, 3], 0.3), 0)
+    third = build_table(LINEAR, "unipc", timesteps=[900, 40, 3], order=3)
+    assert torch.equal(third.M, unipc(LINEAR, [900, 40, 3], 3).M)
 
 
-@given(st.integers(1, 3000), st.data())
-def test_spaced_timesteps_fall_evenly_from_the_noisiest(total, data):
-    count = data.draw(st.integers(1, total))
-    timesteps = spaced_timesteps(total, count)
-    assert len(timesteps) == count
-    assert timesteps[0] == total - 1
-    gaps = [a - b for a, b in itertools.pairwise(timesteps)]
-    assert all(total // count <= gap <= -(-total // count) for gap in gaps)
-    assert 0 <= timesteps[-1] < -(-total // count)
+@given(st.sampled_from(sorted(SAMPLERS)), st.integers(1, 150))
+@example("heun", 1)
+@example("heun", 2)
+@example("heun", 3)
+def test_evaluations_are_as_many_steps_as_they_are_enough_for(name, evaluations):
+    rows = len(build_table(COSINE, name, evaluations=evaluations))
+    assert rows <= evaluations
+    steps = SAMPLERS[name].steps(evaluations)
+    assert rows == len(build_table(COSINE, name, steps))
+    assert len(build_table(COSINE, name, steps + 1)) > evaluations
+
+
+def test_a_learned_variance_lies_between_the_two_fixed_ones():
+    """Its fraction 0 is β̃ and 1 is β (Nichol & Dhariwal 2021, Eq. 15)."""
+    for schedule, timesteps in ((LINEAR, range(999, -1, -1)), (COSINE, [199, 80, 79, 3])):
+        learned = ancestral(schedule, timesteps, "learned")
+        low, high = (ancestral(schedule, timesteps, kind) for kind in ("posterior", "beta"))
+        assert torch.equal(learned.M, low.M)
+        assert torch.equal(learned.v, low.v)
+        assert torch.equal(learned.s, low.s)
+        made = learned.s[:, 0] * learned.variance_range.exp()
+        torch.testing.assert_close(made, high.s[:, 0], rtol=1e-12, atol=0)
 
 
 @given(visits())
@@ -255,29 +299,95 @@ def test_making_a_table_leaves_the_schedule_alone():
 # Exact answers -----------------------------------------------------------------------------------
 
 
-def propagated(table, schedule, mean, variance):
+def propagated(table, schedule, mean, variance, scales=None):
     """Mean and variance of what a table makes of N(0, 1), with the perfect denoiser of a Gaussian.
 
-    There x̂₀ = gain x_t + offset, so that each row is a linear map.
+    There x̂₀ = gain x_t + offset, so that each row is a linear map of the registers.
+
+    Args:
+        scales: (K, D), what the noise of each row and dimension is scaled by.
     """
     signal = (1 - schedule.betas).cumprod(0)
-    now_mean, now_variance = torch.zeros_like(mean), torch.ones_like(variance)
-    for t, m, v, s in zip(table.timesteps, *coefficients(table), strict=True):
+    registers, dimensions = table.M.shape[1], len(mean)
+    first = torch.zeros(registers).double()
+    first[0] = 1
+    means = torch.zeros(dimensions, registers).double()
+    covariances = torch.outer(first, first).repeat(dimensions, 1, 1)
+    for i, t in enumerate(table.timesteps):
         gain = signal[t].sqrt() * variance / (signal[t] * variance + 1 - signal[t])
         offset = mean - gain * signal[t].sqrt() * mean
-        now_mean = (m + v * gain) * now_mean + v * offset
-        now_variance = (m + v * gain) ** 2 * now_variance + s**2
-    return now_mean, now_variance
+        row = table.M[i] + gain[:, None, None] * torch.outer(table.v[i], first)
+        noise = torch.outer(table.s[i], table.s[i]).expand(dimensions, -1, -1)
+        if scales is not None:
+            noise = noise * scales[i][:, None, None] ** 2
+        means = (row @ means[..., None])[..., 0] + offset[:, None] * table.v[i]
+        covariances = row @ covariances @ row.mT + noise
+    return means[:, 0], covariances[:, 0, 0]
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_samples_have_exactly_the_mean_and_variance_that_the_table_predicts(gaussian, target, name):
-    table = build_table(COSINE, name, 20)
+@rules(learned=False)
+def test_samples_have_exactly_the_mean_and_variance_that_the_table_predicts(
+    gaussian, target, name, options
+):
+    table = build_table(COSINE, name, 20, **options)
     mean, variance = propagated(table, COSINE, *target)
     n = 20_000
     x = sample(gaussian(COSINE), n, table=table, seed=1).double()
     assert ((x.mean(0) - mean).abs() < 4 * (variance / n).sqrt()).all()
     assert ((x.var(0) / variance - 1).abs() < 4 * math.sqrt(2 / n)).all()
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+@pytest.mark.parametrize("name", ["ancestral", "ancestral-beta"])
+def test_ancestral_sampling_over_every_timestep_has_the_variance_of_its_recursion(
+    gaussian, target, name, steps
+):
+    schedule = NoiseSchedule.linear(steps)
+    table = build_table(schedule, name)
+    mean, variance = propagated(table, schedule, *target)
+    # Examples of 100 independent copies: noise is drawn by the example.
+    copies = [values.repeat(100) for values in target]
+    denoiser = gaussian(schedule, mean=copies[0], variance=copies[1])
+    x = sample(denoiser, 80, table=table, seed=2).double().reshape(-1, 3)
+    n = len(x)
+    assert n == 8000
+    assert len(table) == steps
+    assert ((x.mean(0) - mean).abs() < 4 * (variance / n).sqrt()).all()
+    assert ((x.var(0) / variance - 1).abs() < 4 * math.sqrt(2 / n)).all()
+    # The data's own variance, the closer the more steps.
+    far = (variance / target[1] - 1).abs().max()
+    assert far < {50: 0.6, 1000: 0.05}[steps]
+
+
+def test_with_the_best_learned_variance_each_step_has_the_right_one(target):
+    """For a Gaussian the reverse step is known: by Bayes' rule its precision is that of x_{t-1}
+    and α_t/β_t together, and then samples have the data's variance in however few steps.
+    """
+    mean, variance = target
+    for schedule in (NoiseSchedule.cosine(50), NoiseSchedule.linear(25)):
+        data = GaussianMixture(mean[None], variance.diag()[None], [1.0])
+        denoiser = data.denoiser(schedule, learned_variance=True)
+        table = build_table(schedule, LEARNED)
+        scales = torch.ones(len(table), 3).double()
+        for i, t in enumerate(table.timesteps[:-1]):
+            fraction = denoiser(torch.zeros(1, 3).double(), t).variance_fraction[0]
+            scales[i] = torch.exp(table.variance_range[i] * fraction)
+            before = schedule.alphas_cumprod[t - 1]
+            precision = 1 / (before * variance + 1 - before)
+            precision = precision + schedule.alphas[t] / schedule.betas[t]
+            torch.testing.assert_close(
+                (table.s[i] * scales[i]) ** 2, 1 / precision, rtol=1e-9, atol=0
+            )
+        made_mean, made = propagated(table, schedule, mean, variance, scales)
+        # The last row, without noise, leaves what is known of x_0 at t = 0.
+        left = schedule.alphas_cumprod[0]
+        start = schedule.alphas_cumprod[-1].item()  # the start is N(0, 1), not quite q(x_T)
+        expected = left * variance**2 / (left * variance + 1 - left)
+        torch.testing.assert_close(made, expected, rtol=20 * start + 1e-9, atol=0)
+        n = 4000
+        x = sample(denoiser, n, table=table, seed=5).double()
+        assert ((x.mean(0) - made_mean).abs() < 4 * (made / n).sqrt()).all()
+        assert ((x.var(0) / made - 1).abs() < 4 * math.sqrt(2 / n)).all()
 
 
 def test_the_ancestral_variances_close_in_on_the_datas_from_below_and_above(target):
@@ -378,6 +488,37 @@ def test_any_table_of_several_registers_is_run_as_written(first_weight):
     assert torch.equal(x_init, normal(5, 2))
 
 
+def test_a_register_may_take_one_term_at_any_weight_or_none():
+    M = torch.zeros(3, 2, 2).double()
+    M[:, 0, 0], M[0, 1, 0], M[1, 1, 1] = 0.5, -3.0, 1.0
+    table = SamplerTable((9, 5, 0), M, torch.zeros(3, 2).double(), torch.zeros(3, 2).double())
+    M[2, 0] = torch.tensor([0.0, 2.0])  # the last row looks at the other register alone
+    x_init = normal(4, 2)
+    made = [state.x for state in sample_steps(told(lambda x, t, c: x), table=table, x_init=x_init)]
+    for x, factor in zip(made, (0.5, 0.25, -6.0), strict=True):
+        assert torch.equal(x, factor * x_init)
+
+
+@rules()
+def test_a_named_samplers_table_is_run_as_written(name, options):
+    """The loop shares registers that are only handed on; in the open, each has its own memory."""
+    denoiser = told(lambda x, t, c: torch.sin(2 * x), COSINE, learned=name == LEARNED)
+    table, x_init = build_table(COSINE, name, 6, **options), normal(5, 2)
+    states = list(sample_steps(denoiser, table=table, x_init=x_init, seed=8))
+    u = torch.stack([x_init, *[torch.zeros_like(x_init)] * (table.M.shape[1] - 1)])
+    for i, state in enumerate(states):
+        x, x_start = u[0], torch.sin(2 * u[0])
+        z = image_noise((2,), 0, 5, 8, "sample step", i).double()
+        if name == LEARNED:
+            z *= torch.exp(table.variance_range[i] * (torch.cos(x) + 1) / 2)
+        u = (
+            torch.einsum("rq,qnd->rnd", table.M[i], u)
+            + table.v[i, :, None, None] * x_start
+            + table.s[i, :, None, None] * z
+        )
+        torch.testing.assert_close(state.x, u[0], rtol=1e-9, atol=1e-9)
+
+
 def test_ancestral_sampling_is_algorithm_2():
     """Ho et al. 2020, Algorithm 2, line by line, from the same noise."""
     schedule = NoiseSchedule.linear(40)
@@ -402,14 +543,15 @@ def test_ancestral_sampling_is_algorithm_2():
 # A seed names its images -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@rules()
 @given(first=st.integers(0, 40), count=st.integers(1, 30), batch_size=st.none() | st.integers(1, 9))
 @example(first=0, count=1, batch_size=None)
 @example(first=15, count=2, batch_size=1)
-def test_image_i_of_a_seed_is_the_same_however_it_is_made(name, first, count, batch_size):
+def test_image_i_of_a_seed_is_the_same_however_it_is_made(name, options, first, count, batch_size):
     # An elementwise network, so that the batch it is in can change no rounding.
-    denoiser = told(lambda x, t, condition: torch.tanh(x * 2), COSINE, shape=(3,))
-    arguments = {"sampler": name, "steps": 4, "seed": 7}
+    learned = name == LEARNED
+    denoiser = told(lambda x, t, c: torch.tanh(x * 2), COSINE, shape=(3,), learned=learned)
+    arguments = {"sampler": name, "steps": 4, "seed": 7, **options}
     everything = sample(denoiser, 70, **arguments)
     part = sample(denoiser, count, batch_size=batch_size, first_index=first, **arguments)
     assert torch.equal(part, everything[first : first + count])
@@ -470,14 +612,17 @@ def test_the_network_is_given_at_most_batch_size_examples(batch_size):
 # What comes back ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_the_sample_is_the_last_state(gaussian, name):
-    denoiser = gaussian(COSINE)
-    states = list(sample_steps(denoiser, 3, name, 5, seed=2))
-    assert [state.timestep for state in states] == spaced_timesteps(200, 5)
+@rules()
+def test_the_sample_is_the_last_state(name, options):
+    denoiser = told(lambda x, t, c: torch.sin(x), COSINE, shape=(3,), learned=name == LEARNED)
+    states = list(sample_steps(denoiser, 3, name, 5, seed=2, **options))
+    visited = spaced_timesteps(COSINE, 5, SAMPLERS[name].spacing)
+    asked = [t for t in visited for _ in range(2)][1:] if name == "heun" else visited
+    assert [state.timestep for state in states] == asked
+    assert [int(t[0]) for _, t, *_ in denoiser.network.seen] == asked
     assert all(state.x.shape == state.x_start.shape == (3, 3) for state in states)
     assert torch.equal(states[-1].x, states[-1].x_start)
-    assert torch.equal(states[-1].x, sample(denoiser, 3, name, 5, seed=2))
+    assert torch.equal(states[-1].x, sample(denoiser, 3, name, 5, seed=2, **options))
 
 
 def test_the_network_is_asked_about_the_state_it_left(gaussian):
@@ -489,21 +634,28 @@ def test_the_network_is_asked_about_the_state_it_left(gaussian):
         assert torch.equal(state.x, x)
 
 
-def test_states_stay_as_they_were_yielded():
-    denoiser = told(lambda x, t, condition: 0.5 * x, COSINE, shape=(2,))
+@rules()
+@pytest.mark.parametrize("answer", [lambda x, t, c: 0.5 * x, lambda x, t, c: x])
+@pytest.mark.parametrize("clip", [None, "range", "dynamic"])
+def test_states_stay_as_they_were_yielded(name, options, answer, clip):
+    """Registers that are only handed on are not copied, so nothing may change them in place."""
+    denoiser = told(answer, COSINE, shape=(2,), learned=name == LEARNED)
+    start = normal(3, 2)
     kept, copies = [], []
-    for state in sample_steps(denoiser, 3, "ancestral", 6):
+    for state in sample_steps(denoiser, 3, name, 6, x_init=start, clip=clip, **options):
         kept.append(state)
         copies.append((state.x.clone(), state.x_start.clone()))
     for state, (x, x_start) in zip(kept, copies, strict=True):
         assert torch.equal(state.x, x)
         assert torch.equal(state.x_start, x_start)
+    assert torch.equal(start, normal(3, 2))
 
 
+@rules(learned=False)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_dtype_is_the_starts(gaussian, dtype):
+def test_the_dtype_is_the_starts(gaussian, dtype, name, options):
     start = normal(2, 3).to(dtype)
-    for state in sample_steps(gaussian(COSINE), sampler="ancestral", steps=3, x_init=start):
+    for state in sample_steps(gaussian(COSINE), None, name, 3, x_init=start, **options):
         assert state.x.dtype == state.x_start.dtype == dtype
     assert torch.equal(start, normal(2, 3).to(dtype))
 
@@ -665,7 +817,53 @@ DENOISER = told(lambda x, t, condition: x, COSINE, shape=(2,))
         (lambda: ddim(COSINE, [3.5, 1]), "whole numbers, but index 0 is 3.5"),
         (
             lambda: sample(DENOISER, 2, steps=3, table=ddim(COSINE, [3, 1])),
-            "either table or steps, not both",
+            "give table, or steps, .* and order: a table has its own",
+        ),
+        (
+            lambda: sample(DENOISER, 2, timesteps="karras", table=ddim(COSINE, [3, 1])),
+            "give table, or steps",
+        ),
+        (
+            lambda: sample(DENOISER, 2, timesteps=[3, 2], table=ddim(COSINE, [3, 1])),
+            "give table, or steps",
+        ),
+        (
+            lambda: sample(DENOISER, 2, steps=3, evaluations=5),
+            "steps or evaluations, not both .got 3 and 5.; a step of ddim takes 1",
+        ),
+        (lambda: sample(DENOISER, 2, evaluations=0), "evaluations must .* got 0"),
+        (lambda: sample(DENOISER, 2, evaluations=201), "between 1 and .* 200 .* got 201"),
+        (lambda: sample(DENOISER, 2, steps=2, timesteps=[9, 3]), "list of timesteps has its own"),
+        (
+            lambda: sample(DENOISER, 2, evaluations=2, timesteps=[9, 3]),
+            "list of timesteps has its own",
+        ),
+        (lambda: sample(DENOISER, 2, timesteps=[]), "list of timesteps is empty"),
+        (lambda: sample(DENOISER, 2, timesteps=50), "spacing or a falling list, got 50; .* steps"),
+        (lambda: sample(DENOISER, 2, timesteps="trailling"), "did you mean 'trailing'"),
+        (lambda: sample(DENOISER, 2, timesteps="fitted"), "fitted timesteps belong to a run"),
+        (
+            lambda: sample(DENOISER, 2, "unipc", eta=0.5),
+            "unipc has no eta .got 0.5.: leave it out, it is an option of ddim",
+        ),
+        (
+            lambda: sample(DENOISER, 2, order=2),
+            r"ddim has no order .*option of dpm-solver\+\+ and unipc",
+        ),
+        (lambda: sample(DENOISER, 2, "ancestral", eta=1), "ancestral has no eta"),
+        (lambda: sample(DENOISER, 2, "heun", order=2), "heun has no order"),
+        (lambda: sample(DENOISER, 2, "unipc", order=4), "order must be 1, 2 or 3, got 4"),
+        (lambda: sample(DENOISER, 2, "unipc", 2, order=3), "order 3 needs at least 3 steps, got 2"),
+        (lambda: sample(DENOISER, 2, eta=1.5), "eta must lie between 0 and 1, got 1.5"),
+        (
+            lambda: sample(DENOISER, 2, LEARNED, 1),
+            "learned variance, but the network learns none; choose ancestral or",
+        ),
+        (
+            lambda: SamplerTable(
+                (1,), *(torch.zeros(1, *[1] * n) for n in (2, 1, 1)), torch.zeros(2)
+            ),
+            r"variance_range .1,., got .2,.",
         ),
         (lambda: sample(told(lambda x, t, c: x)), r"shape .* not known: give shape=\(C, H, W\)"),
         (lambda: sample(DENOISER, 3, x_init=normal(2, 2)), "x_init holds 2 examples, but n is 3"),
@@ -696,3 +894,38 @@ def test_a_mistake_is_named_in_one_line(call, message):
 def test_a_mistake_is_named_when_asked_and_not_at_the_first_state():
     with pytest.raises(InkdropError, match="unknown sampler"):
         sample_steps(DENOISER, 2, "dimm")
+    with pytest.raises(InkdropError, match="learned variance"):
+        sample_steps(DENOISER, 2, LEARNED)
+
+
+def test_heun_spaces_its_steps_in_log_snr_and_stays_sane_on_a_cosine_schedule():
+    schedule = NoiseSchedule.cosine(1000)
+    assert build_table(schedule, "heun", 18).timesteps[0] == 999
+    assert list(dict.fromkeys(build_table(schedule, "heun", 18).timesteps)) == spaced_timesteps(
+        schedule, 18, "log-snr"
+    )
+    exact = GaussianMixture([[0.5, -0.5], [-0.5, 0.5]], [torch.eye(2) * 0.05] * 2, [0.5, 0.5])
+    noise = normal(200, 2)
+    fine, coarse = (
+        sample(exact.denoiser(schedule), sampler="heun", steps=steps, x_init=noise)
+        for steps in (300, 18)
+    )
+    assert (fine - coarse).square().mean().sqrt() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"), [("ddim", None), ("dpm-solver++", 2), ("unipc", 3), ("heun", None)]
+)
+def test_inverting_and_sampling_again_leads_back(sampler, order):
+    schedule = NoiseSchedule.linear(1000)
+    exact = GaussianMixture([[0.5, -0.5], [-0.5, 0.5]], [torch.eye(2) * 0.05] * 2, [0.5, 0.5])
+    denoiser = exact.denoiser(schedule)
+    x = exact.sample(100)
+    timesteps = spaced_timesteps(schedule, 500, "linspace")
+    noise = invert(denoiser, x, sampler, timesteps=timesteps, order=order)
+    assert abs(noise.mean()) < 0.3
+    assert 0.8 < noise.std() < 1.2
+    back = sample(
+        denoiser, sampler=sampler, timesteps=timesteps, order=order, x_init=noise, clip=None
+    )
+    assert (back - x).square().mean().sqrt() < 0.02

@@ -23,6 +23,12 @@ FLOATS = (
     "posterior_variance",
     "posterior_mean_coef_x_start",
     "posterior_mean_coef_x_t",
+    "one_minus_alphas_cumprod",
+    "posterior_variance_clipped",
+    "log_betas",
+    "log_posterior_variance_clipped",
+    "bound_weight_posterior",
+    "bound_weight_beta",
 )
 MAKERS = {
     "linear": NoiseSchedule.linear,
@@ -75,11 +81,10 @@ def test_linear_1000_is_the_known_schedule(known_answers, attribute, known):
 
 
 def test_the_weight_of_eq_12_is_the_known_one(known_answers):
-    """β² / (2 σ² α (1 - ᾱ)) with σ² = β̃ (Ho et al. 2020, Eq. 12), from the schedule's numbers."""
+    """β² / (2 σ² α (1 - ᾱ)) with σ² = β̃ (Ho et al. 2020, Eq. 12)."""
     s = NoiseSchedule.linear(1000, 1e-4, 0.02)
-    weight = s.betas**2 / (2 * s.posterior_variance * s.alphas * (1 - s.alphas_cumprod))
     for t, expected in known_answers["linear_1000"]["eq12_weight_fixed_small"].items():
-        assert weight[int(t)].item() == pytest.approx(expected, rel=1e-9)
+        assert s.bound_weight_posterior[int(t)].item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("attribute", ["betas", "alphas_cumprod"])
@@ -159,6 +164,32 @@ def test_the_posterior_agrees_with_the_marginals(make, total):
     assert s.posterior_mean_coef_x_start[0].item() == pytest.approx(1, abs=1e-15)
     assert (s.posterior_variance[1:] > 0).all()
     assert (s.posterior_variance <= s.betas * (1 + 1e-12)).all()
+
+
+@given(makers, timesteps)
+@example(NoiseSchedule.linear, 1)
+@example(NoiseSchedule.linear, 2)
+@example(NoiseSchedule.cosine, 2000)
+def test_the_weights_of_the_bound_are_eq_12_for_either_variance(make, total):
+    s = quiet(make, total)
+    for variance, weight in (
+        (s.posterior_variance_clipped, s.bound_weight_posterior),
+        (s.betas, s.bound_weight_beta),
+    ):
+        expected = s.betas**2 / (2 * variance * s.alphas * s.one_minus_alphas_cumprod)
+        torch.testing.assert_close(weight, expected, rtol=1e-9, atol=0)
+
+
+@given(makers, timesteps)
+@example(NoiseSchedule.linear, 1)
+def test_only_the_zero_of_the_posterior_variance_is_clipped(make, total):
+    s = quiet(make, total)
+    assert torch.equal(s.posterior_variance_clipped[1:], s.posterior_variance[1:])
+    first = s.posterior_variance[1] if total > 1 else s.betas[0]
+    assert s.posterior_variance_clipped[0] == first
+    close(s.log_posterior_variance_clipped.exp(), s.posterior_variance_clipped)
+    close(s.log_betas.exp(), s.betas)
+    close(s.one_minus_alphas_cumprod, 1 - s.alphas_cumprod)
 
 
 def test_one_minus_alphas_cumprod_keeps_its_precision_where_little_noise_is():
@@ -318,6 +349,56 @@ def test_a_schedule_that_ends_in_less_signal_than_float64_resolves_can_be_respac
     assert s.alphas_cumprod[-1] < 1e-17
     assert torch.equal(last.alphas_cumprod, s.alphas_cumprod[-1:])
     assert last.betas[0] < 1
+
+
+# Between timesteps -------------------------------------------------------------------------------
+
+
+@given(makers, st.integers(2, 1000), st.data())
+def test_at_its_timesteps_the_log_snr_between_is_the_log_snr(make, total, data):
+    s = quiet(make, total)
+    t = data.draw(st.integers(0, total - 1))
+    value, slope = s.log_snr_between(torch.tensor([float(t)], dtype=torch.float64))
+    close(value, s.log_snr[t : t + 1], 1e-11)
+    assert slope.shape == (1,)
+
+
+@given(makers, st.integers(2, 1000))
+@example(NoiseSchedule.sigmoid, 1000)
+@example(NoiseSchedule.cosine, 1000)
+def test_between_timesteps_the_log_snr_falls_and_its_slope_is_its_derivative(make, total):
+    s = quiet(make, total)
+    t = torch.linspace(0, total - 1, 2003, dtype=torch.float64)
+    value, slope = s.log_snr_between(t)
+    assert (value.diff() < 0).all()
+    assert (slope <= 0).all()
+    step, inside = 1e-5, t[1:-1]
+    ahead, behind = s.log_snr_between(inside + step)[0], s.log_snr_between(inside - step)[0]
+    torch.testing.assert_close((ahead - behind) / (2 * step), slope[1:-1], rtol=1e-3, atol=1e-6)
+
+
+def test_between_the_timesteps_of_a_smooth_schedule_is_the_function_it_was_made_from():
+    s = NoiseSchedule.cosine(1000)
+    for t in (0.5, 3.25, 500.5, 900.75):
+        u = (torch.tensor(t, dtype=torch.float64) + 1) / 1000
+        at, start = (math.cos((v + 0.008) / 1.008 * math.pi / 2) ** 2 for v in (u, 0.0))
+        signal = at / start
+        value, _ = s.log_snr_between(torch.tensor(t, dtype=torch.float64))
+        # The first two are next to where log SNR is infinite, and bends the most.
+        tolerance = 0.02 if t < 10 else 1e-7
+        assert value.item() == pytest.approx(math.log(signal / (1 - signal)), abs=tolerance)
+
+
+def test_one_timestep_has_nothing_between():
+    with pytest.raises(InkdropError, match="nothing between its timesteps"):
+        NoiseSchedule.from_betas([0.9995]).log_snr_between(torch.tensor(0.0))
+
+
+def test_two_timesteps_have_a_straight_line_between():
+    s = NoiseSchedule.from_betas([0.5, 0.999])
+    value, slope = s.log_snr_between(torch.tensor([0.25], dtype=torch.float64))
+    close(value, 0.75 * s.log_snr[:1] + 0.25 * s.log_snr[1:])
+    close(slope, s.log_snr.diff())
 
 
 # Lookup ------------------------------------------------------------------------------------------

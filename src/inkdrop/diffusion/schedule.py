@@ -14,7 +14,9 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +42,17 @@ class NoiseSchedule:
         timesteps: T.
         betas, alphas, alphas_cumprod: β_t, 1 - β_t and ᾱ_t (Ho et al. 2020, Eq. 2 and 4).
         alphas_cumprod_prev: ᾱ_{t-1}, with ᾱ_{-1} = 1 (the clean image).
+        one_minus_alphas_cumprod: 1 - ᾱ_t, without cancellation.
         sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: the weights of image and noise in x_t.
         snr, log_snr: ᾱ_t / (1 - ᾱ_t) and its natural logarithm.
         posterior_variance: β̃_t, zero at t = 0 (Eq. 7).
         posterior_mean_coef_x_start, posterior_mean_coef_x_t: the weights in μ̃_t (Eq. 7).
+        posterior_variance_clipped: β̃_t, with β̃_1 in place of the zero at t = 0, where the decoder
+            needs a width (Ho's code; β_0 where there is no t = 1).
+        log_betas, log_posterior_variance_clipped: natural logarithms, the two ends of a learned
+            variance (Nichol & Dhariwal 2021, Eq. 15).
+        bound_weight_posterior, bound_weight_beta: β_t² / (2σ_t² α_t (1-ᾱ_t)), what ‖ε - ε̂‖² weighs
+            in the bound (Ho Eq. 12), for σ_t² = β̃_t (clipped) and for σ_t² = β_t.
         network_timesteps: (T,) int64, what the network is told at each t. It differs from
             0 … T-1 only for a respaced schedule, whose steps keep the names they were trained
             under.
@@ -70,16 +79,29 @@ class NoiseSchedule:
         one_minus = -torch.expm1(self._log_alphas_cumprod)
         one_minus_prev = _shifted(one_minus, 0.0)
         self.sqrt_alphas_cumprod = (self._log_alphas_cumprod / 2).exp()
+        self.one_minus_alphas_cumprod = one_minus
         self.sqrt_one_minus_alphas_cumprod = one_minus.sqrt()
         self.snr = self.alphas_cumprod / one_minus
         self.log_snr = self._log_alphas_cumprod - one_minus.log()
         self.posterior_variance = betas * one_minus_prev / one_minus
         self.posterior_mean_coef_x_start = self.alphas_cumprod_prev.sqrt() * betas / one_minus
         self.posterior_mean_coef_x_t = self.alphas.sqrt() * one_minus_prev / one_minus
+        self.posterior_variance_clipped = self.posterior_variance.clone()
+        first = self.posterior_variance[1] if self.timesteps > 1 else betas[0]
+        self.posterior_variance_clipped[0] = first
+        self.log_betas = betas.log()
+        self.log_posterior_variance_clipped = self.posterior_variance_clipped.log()
+        self.bound_weight_beta = betas / (2 * self.alphas * one_minus)
+        # ½ (SNR_{t-1} / SNR_t - 1), from logarithms: equal to Eq. 12's weight where σ² = β̃.
+        self.bound_weight_posterior = torch.expm1(_shifted(self.log_snr, 0.0) - self.log_snr) / 2
+        self.bound_weight_posterior[0] = betas[0] / (
+            2 * self.posterior_variance_clipped[0] * self.alphas[0]
+        )
         if network_timesteps is None:
             network_timesteps = torch.arange(self.timesteps)
         self.network_timesteps = network_timesteps
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._curve: Any = None
 
     def __repr__(self) -> str:
         last = self.alphas_cumprod[-1].item()
@@ -142,7 +164,7 @@ class NoiseSchedule:
         tau: float = 1.0,
         max_beta: float = MAX_BETA,
     ) -> NoiseSchedule:
-        """ᾱ(u) falling along a sigmoid from `start` to `end` (Jabri et al. 2022, App. B)."""
+        """ᾱ(u) falling along a sigmoid from `start` to `end` (Jabri et al. 2022; Chen 2023)."""
         if not start < end or not tau > 0:
             raise InkdropError(
                 "the sigmoid schedule needs start < end and tau > 0, "
@@ -225,6 +247,30 @@ class NoiseSchedule:
         return NoiseSchedule._from_log_alphas_cumprod(
             self._log_alphas_cumprod[index], self.network_timesteps[index]
         )
+
+    def log_snr_between(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log SNR and its derivative at real-valued timesteps, by a cubic curve through all T.
+
+        It falls everywhere, as the log SNR does (Fritsch & Carlson 1980): a spline would swing up
+        again at a capped last β.
+
+        Args:
+            t: floats of any shape, in 0 … T-1.
+
+        Returns:
+            Both as t, float64 on the CPU.
+
+        Raises:
+            InkdropError: for a schedule of fewer than 2 timesteps, which nothing lies between.
+        """
+        if self.timesteps < 2:
+            raise InkdropError("a schedule of one timestep has nothing between its timesteps")
+        if self._curve is None:
+            from scipy.interpolate import PchipInterpolator
+
+            self._curve = PchipInterpolator(np.arange(self.timesteps), self.log_snr.numpy())
+        at = t.detach().cpu().double().numpy()
+        return torch.as_tensor(self._curve(at)), torch.as_tensor(self._curve(at, 1))
 
     def lookup(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """The attribute `name` at timesteps t (B,), cast as `like` (B, …), shaped to scale it.
