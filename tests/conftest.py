@@ -48,3 +48,20 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.logging.checkpoint_every = 3
     config.logging.samples_every = 3
     return inkdrop.train(config, tmp_path_factory.mktemp("runs") / "digits").path
+
+
+@pytest.fixture(scope="session")
+def points_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a tiny network trained on points for a few steps; not to be changed."""
+    import inkdrop
+    from inkdrop.config import Config, MLPConfig
+
+    config = Config(
+        name="points-gmm",
+        data={"source": "points-gmm"},
+        schedule={"kind": "cosine", "timesteps": 20},
+        network=MLPConfig(width=8, blocks=1),
+        training={"steps": 6, "batch_size": 32},
+        logging={"metrics_every": 2, "held_out_every": 3, "samples_every": 3},
+    )
+    return inkdrop.train(config, tmp_path_factory.mktemp("runs") / "points").path

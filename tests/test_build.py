@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from inkdrop.build import build_denoiser, build_network, build_schedule, choose_device
-from inkdrop.config import Config, MLPConfig, ScheduleConfig, UNetConfig
+import inkdrop
+from inkdrop import config as config_module
+from inkdrop.build import (
+    build_denoiser,
+    build_network,
+    build_objective,
+    build_schedule,
+    choose_device,
+)
+from inkdrop.config import OBJECTIVES, Config, MLPConfig, ScheduleConfig, UNetConfig
+from inkdrop.diffusion import objectives, timestep_sampling
 from inkdrop.diffusion.schedule import NoiseSchedule
 from inkdrop.errors import InkdropError
 from inkdrop.networks.mlp import MLP
@@ -64,3 +73,48 @@ def test_auto_is_a_device_that_is_there() -> None:
     assert torch.zeros(1, device=device).device.type == device.type
     with pytest.raises(InkdropError, match="choose auto, cpu, cuda or mps"):
         choose_device("abacus")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_of_a_configuration_can_be_built_and_trained(objective: str) -> None:
+    config = inkdrop.Config(objective=objective, schedule={"timesteps": 30})
+    config.variance = "learned" if objective == "hybrid" else "posterior"
+    denoiser = build_denoiser(config, (1, 8, 8))
+    x = torch.rand(3, 1, 8, 8) * 2 - 1
+    losses = build_objective(config)(denoiser, x, torch.tensor([0, 7, 29]), torch.randn_like(x))
+    assert losses.shape == (3,)
+    losses.sum().backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in denoiser.network.parameters()
+    )
+
+
+def test_the_constants_of_objectives_are_the_configurations() -> None:
+    x, t = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([0, 9])
+    for objective, field, value in (
+        ("min-snr", "min_snr_gamma", 1.0),
+        ("p2", "p2_gamma", 2.0),
+        ("p2", "p2_k", 3.0),
+        ("hybrid", "bound_weight", 1.0),
+    ):
+        config = inkdrop.Config(objective=objective, schedule={"timesteps": 30})
+        config.variance = "learned" if objective == "hybrid" else "posterior"
+        denoiser = build_denoiser(config, (1, 8, 8))
+        before = build_objective(config)(denoiser, x, t, torch.ones_like(x))
+        setattr(config.weighting, field, value)
+        after = build_objective(config)(denoiser, x, t, torch.ones_like(x))
+        assert not torch.equal(before, after), field
+
+
+def test_a_learned_variance_and_its_objective_need_each_other() -> None:
+    with pytest.raises(InkdropError, match="cannot teach a learned variance"):
+        build_objective(inkdrop.Config(variance="learned"))
+    with pytest.raises(InkdropError, match="needs a network that learns its variance"):
+        build_objective(inkdrop.Config(objective="hybrid"))
+    with pytest.raises(InkdropError, match="pass the function"):
+        build_objective(inkdrop.Config(objective="own"))
+
+
+def test_the_configuration_knows_the_timestep_samplers_there_are() -> None:
+    assert set(config_module.TIMESTEP_SAMPLERS) == set(timestep_sampling.TIMESTEP_SAMPLERS)
+    assert set(config_module.VARIANCES) == set(objectives.VARIANCES)

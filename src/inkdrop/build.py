@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from .config import Config, MLPConfig, NetworkConfig, ScheduleConfig, UNetConfig
+from .diffusion import objectives
 from .diffusion.denoiser import Denoiser
+from .diffusion.objectives import Objective
 from .diffusion.schedule import NoiseSchedule
 from .errors import InkdropError
 from .networks.mlp import MLP
@@ -28,12 +32,18 @@ def build_schedule(config: ScheduleConfig) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(c.values)
 
 
-def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> nn.Module:
-    """The network of a configuration, for examples of `shape`: (C, H, W), or (D,) for an MLP."""
+def build_network(
+    config: NetworkConfig, shape: tuple[int, ...], learned_variance: bool = False
+) -> nn.Module:
+    """The network of a configuration, for examples of `shape`: (C, H, W), or (D,) for an MLP.
+
+    With a learned variance it has twice the outputs.
+    """
+    outputs = shape[0] * (2 if learned_variance else 1)
     if isinstance(config, UNetConfig) and len(shape) == 3:
-        return UNet(config, shape[0], (shape[1], shape[2]))
+        return UNet(config, shape[0], (shape[1], shape[2]), outputs)
     if isinstance(config, MLPConfig) and len(shape) == 1:
-        return MLP(config, shape[0])
+        return MLP(config, shape[0], outputs)
     expected = "images (C, H, W)" if isinstance(config, UNetConfig) else "points (D,)"
     raise InkdropError(f"a network of kind {config.kind} takes {expected}, not examples of {shape}")
 
@@ -51,8 +61,47 @@ def build_denoiser(
             raise InkdropError(
                 "this configuration has no network of its own: pass the module, network=…"
             )
-        network = build_network(config.network, shape)
-    return Denoiser(network, build_schedule(config.schedule), config.prediction, shape)
+        network = build_network(config.network, shape, config.variance == "learned")
+    return Denoiser(
+        network,
+        build_schedule(config.schedule),
+        config.prediction,
+        shape,
+        learned_variance=config.variance == "learned",
+    )
+
+
+def build_objective(config: Config) -> Objective:
+    """The training objective of a configuration.
+
+    Raises:
+        InkdropError: where objective and variance do not fit together.
+    """
+    name, variance, constants = config.objective, config.variance, config.weighting
+    teaches_variance = name in ("hybrid", "variational-bound")
+    if variance == "learned" and not teaches_variance:
+        raise InkdropError(
+            f"the objective {name} cannot teach a learned variance: choose hybrid or "
+            "variational-bound, or set variance to posterior or beta"
+        )
+    if name == "hybrid" and variance != "learned":
+        raise InkdropError(
+            f"the objective hybrid needs a network that learns its variance, but variance is "
+            f"{variance}: set it to learned"
+        )
+    makers: dict[str, Objective] = {
+        "simple": objectives.simple,
+        "weighted-noise": partial(objectives.weighted_noise, variance=variance),
+        "variational-bound": partial(objectives.variational_bound, variance=variance),
+        "hybrid": partial(objectives.hybrid, bound_weight=constants.bound_weight),
+        "min-snr": partial(objectives.min_snr, gamma=constants.min_snr_gamma),
+        "p2": partial(objectives.p2, gamma=constants.p2_gamma, k=constants.p2_k),
+    }
+    if name not in makers:
+        raise InkdropError(
+            "this configuration's objective is one's own: pass the function, objective=…"
+        )
+    return makers[name]
 
 
 def choose_device(name: str) -> torch.device:

@@ -19,8 +19,28 @@ from .settings import Settings, one_of
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
-SOURCES = ("digits", "mnist", "cifar10")
+SOURCES = (
+    "digits",
+    "mnist",
+    "cifar10",
+    "points-gmm",
+    "points-swiss-roll",
+    "points-checkerboard",
+    "points-two-moons",
+    "points-rings",
+)
 OWN_IMAGES = "own"
+OBJECTIVES = (
+    "simple",
+    "weighted-noise",
+    "variational-bound",
+    "hybrid",
+    "min-snr",
+    "p2",
+)
+OWN_OBJECTIVE = "own"
+VARIANCES = ("posterior", "beta", "learned")
+TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss-aware")
 SCHEDULE_FIELDS = {
     "linear": {"timesteps", "beta_start", "beta_end"},
     "cosine": {"timesteps", "s", "max_beta"},
@@ -31,10 +51,11 @@ SCHEDULE_FIELDS = {
 
 
 class DataConfig(Settings):
-    """Which images, and how they are varied."""
+    """Which images or points, and how images are varied."""
 
     source: Annotated[str, one_of("data source", (*SOURCES, OWN_IMAGES))] = "digits"
-    """Where images come from: digits, mnist, cifar10; or own, for those passed in Python."""
+    """Where data comes from: digits, mnist, cifar10, points-gmm, points-swiss-roll,
+    points-checkerboard, points-two-moons, points-rings; or own, for what is passed in Python."""
     path: tuple[str, ...] = ()
     """Files or a folder; empty for the source's own place."""
     horizontal_flip: bool = False
@@ -42,7 +63,7 @@ class DataConfig(Settings):
     shift: NonNegativeInt = 0
     """Move images by up to this many pixels each way; edges are repeated."""
     held_out: PositiveInt = 256
-    """Images for the held-out loss: from the test set, or set aside where there is none."""
+    """Examples for the held-out loss: from the test set, or set aside where there is none."""
 
 
 class ScheduleConfig(Settings):
@@ -121,6 +142,8 @@ class MLPConfig(Settings):
     """Units of each layer."""
     blocks: PositiveInt = 4
     """Residual blocks."""
+    waves: NonNegativeInt = 0
+    """Plane waves whose sine and cosine are added to the coordinates, for fine detail."""
     dropout: Fraction = 0.0
     """Dropout inside residual blocks."""
     classes: PositiveInt | None = None
@@ -128,6 +151,19 @@ class MLPConfig(Settings):
 
 
 NetworkConfig = UNetConfig | MLPConfig
+
+
+class WeightingConfig(Settings):
+    """The constants of the objectives that have any."""
+
+    min_snr_gamma: PositiveFloat = 5.0
+    """min-snr: the SNR from which on it no longer counts."""
+    p2_gamma: NonNegativeFloat = 1.0
+    """p2: how strongly little noise is weighed down."""
+    p2_k: PositiveFloat = 1.0
+    """p2: what is added to the SNR."""
+    bound_weight: PositiveFloat = 0.001
+    """hybrid: what the bound counts beside the simple loss."""
 
 
 class TrainingConfig(Settings):
@@ -206,8 +242,14 @@ class Config(Settings):
         "noise"
     )
     """What the network predicts: noise, x_start, velocity or score."""
-    objective: Annotated[str, one_of("objective", ("simple",))] = "simple"
-    """The training objective: simple."""
+    objective: Annotated[str, one_of("objective", (*OBJECTIVES, OWN_OBJECTIVE))] = "simple"
+    """The training objective: simple, weighted-noise, variational-bound, hybrid, min-snr or p2; or
+    own, for one passed in Python."""
+    variance: Annotated[str, one_of("variance", VARIANCES)] = "posterior"
+    """Of the reverse steps, where the objective knows one: posterior, beta or learned."""
+    timestep_sampler: Annotated[str, one_of("timestep sampler", TIMESTEP_SAMPLERS)] = "uniform"
+    """Which timesteps a batch is trained at: uniform, stratified or loss-aware."""
+    weighting: WeightingConfig = WeightingConfig()
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     network: UNetConfig | MLPConfig | None = Field(UNetConfig(), discriminator="kind")

@@ -8,6 +8,7 @@ from .config import (
     Config,
     DataConfig,
     LoggingConfig,
+    MLPConfig,
     ScheduleConfig,
     TrainingConfig,
     UNetConfig,
@@ -87,10 +88,61 @@ def ho_cifar10() -> Config:
     )
 
 
+def points_gmm() -> Config:
+    """Seven Gaussians in the plane, whose truth is known: under a minute on two cores."""
+    return _points("points-gmm")
+
+
+def points_swiss_roll() -> Config:
+    """A spiral in the plane: under a minute on two cores."""
+    return _points("points-swiss-roll")
+
+
+def points_checkerboard() -> Config:
+    """The dark squares of a board of 4×4: under a minute on two cores."""
+    return _points("points-checkerboard")
+
+
+def points_two_moons() -> Config:
+    """Two interlocked half circles in the plane: under a minute on two cores."""
+    return _points("points-two-moons")
+
+
+def points_rings() -> Config:
+    """Three concentric rings in the plane: under a minute on two cores."""
+    return _points("points-rings")
+
+
+def _points(source: str) -> Config:
+    return Config(
+        name=source,
+        prediction="velocity",
+        data=DataConfig(source=source, held_out=2048),
+        schedule=ScheduleConfig(kind="cosine", timesteps=200),
+        network=MLPConfig(width=128, blocks=3, waves=64),
+        training=TrainingConfig(
+            steps=5000,
+            batch_size=512,
+            learning_rate=2e-3,
+            warmup_steps=100,
+            decay="linear",
+            ema_decay=0.998,
+        ),
+        logging=LoggingConfig(
+            metrics_every=50, held_out_every=250, checkpoint_every=1000, samples_every=1000
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "mnist": mnist,
     "ho-cifar10": ho_cifar10,
+    "points-gmm": points_gmm,
+    "points-swiss-roll": points_swiss_roll,
+    "points-checkerboard": points_checkerboard,
+    "points-two-moons": points_two_moons,
+    "points-rings": points_rings,
 }
 
 

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from inkdrop import config
 from inkdrop.data import sources
 from inkdrop.data.images import ImageSet
+from inkdrop.data.points import POINTS, draw
 from inkdrop.data.sources import SOURCES, load_source, origin
 from inkdrop.errors import InkdropError
 
@@ -109,6 +110,28 @@ def test_the_digits_are_the_same_everywhere():
 
 def test_the_digits_take_no_path(tmp_path):
     assert f"digits takes no path, got {tmp_path}" in refusal("digits", tmp_path)
+
+
+# Points in the plane
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_points_are_drawn_for_training_and_testing(name):
+    source = load_source(name)
+    assert (len(source.train), len(source.test)) == (50_000, 10_000)
+    assert source.train.shape == source.test.shape == (2,)
+    assert source.train.fingerprint == load_source(name).train.fingerprint
+    drawn = torch.cat([source.train.points, source.test.points, draw(name, 10_000)])
+    # In float32 a few of 70,000 points coincide by chance; two draws from one address all would.
+    assert len(drawn.unique(dim=0)) > 69_900
+
+
+def test_points_take_no_path(tmp_path):
+    assert f"points-rings takes no path, got {tmp_path}" in refusal("points-rings", tmp_path)
+
+
+def test_points_come_from_a_formula():
+    assert origin("points-gmm") == "its formula"
 
 
 # MNIST

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from inkdrop.data.images import ImageSet
 from inkdrop.data.pixels import to_float
+from inkdrop.data.points import PointSet
 from inkdrop.data.stream import Stream, held_out_split
+from inkdrop.errors import InkdropError
 
 
 def numbered(count: int, height: int = 3, width: int = 5) -> ImageSet:
@@ -16,6 +18,11 @@ def numbered(count: int, height: int = 3, width: int = 5) -> ImageSet:
     return ImageSet(
         pixels.to(torch.uint8).reshape(count, 1, height, width), torch.arange(count), "numbered"
     )
+
+
+def numbered_points(count: int) -> PointSet:
+    points = torch.arange(2 * count, dtype=torch.float32).reshape(count, 2)
+    return PointSet(points, torch.arange(count), "numbered")
 
 
 @settings(deadline=None, max_examples=50)
@@ -80,6 +87,29 @@ def test_a_shift_moves_each_image_as_a_whole_and_repeats_its_edges() -> None:
         assert len(fits) == 1
         moves |= fits
     assert len(moves) == 9
+
+
+def test_points_come_in_the_same_order_as_images_and_as_they_are() -> None:
+    points = numbered_points(20)
+    stream = Stream(points, 6, seed=3)
+    batch = stream.batch(4)
+    assert stream.indices(4).tolist() == Stream(numbered(20), 6, seed=3).indices(4).tolist()
+    assert batch.labels is not None
+    assert batch.labels.tolist() == stream.indices(4).tolist()
+    assert torch.equal(batch.x_start, points.points[batch.labels])
+
+
+def test_points_cannot_be_flipped_or_shifted() -> None:
+    for change in ({"horizontal_flip": True}, {"shift": 2}):
+        with pytest.raises(InkdropError, match="numbered: points cannot be flipped or shifted"):
+            Stream(numbered_points(5), 2, 0, **change)
+
+
+def test_points_are_held_out_as_images_are() -> None:
+    train, held_out = held_out_split(numbered_points(50), None, wanted=5)
+    assert isinstance(train, PointSet)
+    assert held_out is not None
+    assert sorted(train.labels.tolist() + held_out.labels.tolist()) == list(range(50))
 
 
 def test_held_out_images_come_from_the_test_set_where_there_is_one() -> None:

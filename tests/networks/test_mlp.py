@@ -25,16 +25,33 @@ def points(n, dimensions=2):
     return torch.randn(n, dimensions, generator=torch.Generator().manual_seed(0))
 
 
-@given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 3), st.integers(1, 5))
-def test_points_of_any_dimension_in_and_out(dimensions, width, blocks, n):
-    network = MLP(MLPConfig(width=width, blocks=blocks), dimensions)
+@given(*(st.integers(*bounds) for bounds in ((1, 9), (1, 20), (1, 3), (1, 5), (0, 3))))
+def test_points_of_any_dimension_in_and_out(dimensions, width, blocks, n, waves):
+    config = MLPConfig(width=width, blocks=blocks, waves=waves)
+    network = MLP(config, dimensions)
     out = network(points(n, dimensions), torch.arange(n))
     assert out.shape == (n, dimensions)
     assert (out == 0).all()  # what an untrained network says
 
 
+def test_waves_add_the_sine_and_cosine_of_each_to_the_coordinates():
+    network, seen = awake(waves=3), []
+    network.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = points(4)
+    network(x, torch.arange(4))
+    phase = x @ network.waves.weight.T
+    torch.testing.assert_close(seen[0], torch.cat([x, phase.sin(), phase.cos()], dim=1))
+
+
+def test_waves_start_short_enough_for_fine_detail():
+    with torch_seeded(0, "test"):
+        waves = MLP(MLPConfig(waves=2000), 2).waves
+    assert waves.weight.std().item() == pytest.approx(4, rel=0.1)
+    assert MLP(MLPConfig(), 2).waves is None
+
+
 def test_every_weight_receives_a_gradient():
-    network = awake(classes=3)
+    network = awake(classes=3, waves=2)
     network(points(8), torch.arange(8) * 100, torch.arange(8) % 3).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from inkdrop.config import Config, LoggingConfig, ScheduleConfig, TrainingConfig, UNetConfig
+from inkdrop.config import (
+    Config,
+    LoggingConfig,
+    MLPConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    UNetConfig,
+)
 from inkdrop.data.images import ImageSet, Source
+from inkdrop.data.points import PointSet, draw
 
 
 @pytest.fixture
@@ -15,6 +23,24 @@ def source() -> Source:
     """Fifty images of 4×4, with three classes."""
     pixels = torch.arange(50 * 16).reshape(50, 1, 4, 4) * 37 % 256
     return Source(ImageSet(pixels.to(torch.uint8), torch.arange(50) % 3, "patterns"), None)
+
+
+@pytest.fixture
+def points() -> Source:
+    """Fifty points in the plane, with three classes."""
+    return Source(PointSet(draw("points-rings", 50), torch.arange(50) % 3, "rings"), None)
+
+
+@pytest.fixture
+def points_config(config: Callable[..., Config]) -> Callable[..., Config]:
+    """A configuration for points that trains in a second; keywords go to training."""
+
+    def make(**training: Any) -> Config:
+        made = config(**training)
+        made.network = MLPConfig(width=8, blocks=2, dropout=0.1)
+        return made
+
+    return make
 
 
 @pytest.fixture

@@ -42,6 +42,13 @@ def test_elsewhere_a_line_comes_now_and_then_and_at_the_end(
     ]
 
 
+def test_the_speed_is_told_in_what_is_trained_on() -> None:
+    screen = io.StringIO()
+    progress = TrainingProgress(10, 0, Console(file=screen, width=100), "point")
+    progress.update(10, 0.25, 1234.5)
+    assert "1,234 points/s" in screen.getvalue()
+
+
 def test_nothing_is_shown_without_a_console() -> None:
     progress = TrainingProgress(total=10, done=0, console=None)
     progress.update(10, 0.1, 1.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ import inkdrop
 from inkdrop.checkpoint import newest_checkpoint, read_checkpoint
 from inkdrop.config import Config
 from inkdrop.data.images import ImageSet, Source
+from inkdrop.data.points import PointSet
 from inkdrop.errors import InkdropError
 from inkdrop.training.trainer import Trainer, TrainingDiverged, train
 
@@ -479,3 +481,182 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     with pytest.raises(InkdropError, match="resume must be auto or never"):
         Trainer(config(), tmp_path / "run", source=source, resume="maybe")
     assert not (tmp_path / "run").exists()
+
+
+# Points
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_training_on_points_goes_on_bit_for_bit(
+    tmp_path: Path, points_config: MakeConfig, points: Source, step: int
+) -> None:
+    straight = train(points_config(), tmp_path / "straight", source=points)
+    stopped = Trainer(points_config(), tmp_path / "stopped", source=points)
+    stop_after(stopped, step)
+    stopped.run()
+    assert inkdrop.load(tmp_path / "stopped").step == step
+    resumed = train(points_config(), tmp_path / "stopped", source=points)
+    assert resumed.step == straight.step == 12
+    assert_same_bits(tmp_path / "straight", tmp_path / "stopped")
+    assert timeless(resumed.metrics) == timeless(straight.metrics)
+
+
+def test_points_are_learnt(tmp_path: Path, points_config: MakeConfig, points: Source) -> None:
+    run = train(points_config(steps=200, ema_decay=0.9), tmp_path / "run", source=points)
+    losses = [row["loss"] for row in run.metrics if "loss" in row]
+    held_out = [row["held_out_loss"] for row in run.metrics if "held_out_loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert held_out[-1] < 0.9 * held_out[0]
+
+
+def test_a_step_is_taken_on_the_points_themselves(
+    tmp_path: Path, points_config: MakeConfig, points: Source
+) -> None:
+    trainer = Trainer(points_config(), tmp_path / "run", source=points)
+    x_start = trainer.stream.batch(0).x_start
+    assert torch.equal(x_start, trainer.train_set.values[trainer.stream.indices(0)])
+
+
+def test_a_run_on_points_loads_and_samples(
+    tmp_path: Path, points_config: MakeConfig, points: Source
+) -> None:
+    train(points_config(), tmp_path / "run", source=points)
+    run = inkdrop.load(tmp_path / "run")
+    assert run.shape == (2,)
+    assert inkdrop.sample(run.denoiser, n=3, steps=4).shape == (3, 2)
+
+
+def test_previews_of_points_are_scatters_and_there_is_no_example_image(
+    tmp_path: Path, points_config: MakeConfig, points: Source
+) -> None:
+    c = points_config()
+    c.logging.samples_every = 6
+    run = train(c, tmp_path / "run", source=points)
+    pictures = sorted((run.path / "samples" / "training").iterdir())
+    assert [p.name for p in pictures] == ["step-00000006.png", "step-00000012.png"]
+    assert run.example is None
+
+
+def test_points_outside_the_plane_train_without_previews(
+    tmp_path: Path, points_config: MakeConfig
+) -> None:
+    c = points_config(steps=2)
+    c.logging.samples_every = 1
+    points = PointSet(torch.arange(60, dtype=torch.float32).reshape(20, 3) / 30, None, "line")
+    run = train(c, tmp_path / "run", source=Source(points, None))
+    assert run.shape == (3,)
+    assert not (run.path / "samples").exists()
+
+
+def test_the_first_lines_say_what_is_trained_on(
+    tmp_path: Path,
+    config: MakeConfig,
+    source: Source,
+    points_config: MakeConfig,
+    points: Source,
+) -> None:
+    on_images = Trainer(config(), tmp_path / "images", source=source)._summary()
+    assert "patterns from memory: 45 training images, 5 held out, 4×4, 1 channel\n" in on_images
+    assert "12 steps of 8 images" in on_images
+    on_points = Trainer(points_config(), tmp_path / "points", source=points)._summary()
+    assert "rings from memory: 45 training points, 5 held out, 2 dimensions\n" in on_points
+    assert "12 steps of 8 points" in on_points
+
+
+@pytest.mark.parametrize("change", [{"horizontal_flip": True}, {"shift": 1}])
+def test_points_cannot_be_flipped_or_shifted(
+    tmp_path: Path, points_config: MakeConfig, points: Source, change: dict[str, Any]
+) -> None:
+    c = points_config()
+    for name, value in change.items():
+        setattr(c.data, name, value)
+    with pytest.raises(InkdropError, match="points cannot be flipped or shifted"):
+        Trainer(c, tmp_path / "run", source=points)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_points_and_points_without_labels_are_refused_in_their_own_words(
+    tmp_path: Path, points_config: MakeConfig, points: Source
+) -> None:
+    train(points_config(), tmp_path / "run", source=points)
+    others = Source(PointSet(-points.train.values, None, "others"), None)
+    with pytest.raises(InkdropError, match="trained on other points than these"):
+        Trainer(points_config(), tmp_path / "run", source=others)
+    c = points_config()
+    c.network.classes = 3  # type: ignore[union-attr]
+    with pytest.raises(InkdropError, match="the points of others have no labels"):
+        Trainer(c, tmp_path / "conditional", source=others)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "stratified", "loss-aware"])
+def test_every_timestep_sampler_goes_on_bit_for_bit(
+    tmp_path: Path, config: MakeConfig, source: Source, sampler: str
+) -> None:
+    def bound() -> Config:
+        made = config(batch_size=40, steps=16)
+        made.objective, made.timestep_sampler = "variational-bound", sampler
+        return made
+
+    straight = Trainer(bound(), tmp_path / "straight", source=source)
+    straight.run()
+    for step in (5, 15):
+        folder = tmp_path / f"stopped-{step}"
+        stopped = Trainer(bound(), folder, source=source)
+        stop_after(stopped, step)
+        stopped.run()
+        train(bound(), folder, source=source)
+        assert_same_bits(tmp_path / "straight", folder)
+    if sampler == "loss-aware":  # its history had filled, or the last stop would show nothing
+        chances = straight.timestep_sampler.probabilities()  # type: ignore[attr-defined]
+        assert chances.max() > 2 * chances.min()
+
+
+def test_losses_are_weighed_as_the_timestep_sampler_says(
+    tmp_path: Path, config: MakeConfig, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = [Trainer(config(), tmp_path / name, source=source) for name in ("a", "b")]
+    draw = trainers[1].timestep_sampler.draw
+    monkeypatch.setattr(
+        trainers[1].timestep_sampler,
+        "draw",
+        lambda count, generator: draw(count, generator)._replace(weight=np.full(count, 2.0)),
+    )
+    for trainer in trainers:
+        trainer.config.training.gradient_clip = None
+        trainer._train_step()
+    once, twice = (dict(t.network.named_parameters()) for t in trainers)
+    for name in once:
+        torch.testing.assert_close(twice[name].grad, 2 * once[name].grad)
+    assert trainers[1].window.loss == pytest.approx(2 * trainers[0].window.loss)
+
+
+def test_a_learned_variance_is_trained_saved_and_sampled(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    made = config(steps=30)
+    made.objective, made.variance = "hybrid", "learned"
+    run = train(made, tmp_path / "run", source=source)
+    assert run.denoiser.learned_variance
+    x = inkdrop.sample(run.denoiser, 3, "ancestral-learned", steps=5)
+    assert x.shape == (3, 1, 4, 4)
+    fraction = run.denoiser(torch.randn(2, 1, 4, 4), 5).variance_fraction
+    assert fraction is not None
+    assert not torch.allclose(fraction, torch.full_like(fraction, 0.5))
+
+
+def test_an_objective_of_ones_own_is_used_and_asked_for_again(
+    tmp_path: Path, config: MakeConfig, source: Source
+) -> None:
+    flat = inkdrop.objectives.snr_weighted(lambda snr: snr * 0 + 1)
+    run = train(config(), tmp_path / "own", source=source, objective=flat)
+    assert run.config.objective == "own"
+    train(config(), tmp_path / "simple", source=source)
+    for mine, known in zip(
+        run.metrics, inkdrop.load(tmp_path / "simple").metrics, strict=True
+    ):  # the same but for rounding, since all weights are 1
+        for name in {"loss", "held_out_loss"} & mine.keys():
+            assert mine[name] == pytest.approx(known[name], rel=1e-4)
+    config_again = config()
+    config_again.objective = "own"
+    with pytest.raises(InkdropError, match="pass the function"):
+        train(config_again, tmp_path / "own", source=source)

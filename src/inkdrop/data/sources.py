@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from ..errors import InkdropError, unknown_name
 from .hub import DATA_VARIABLE, load_hub, load_parquet
 from .idx import holds_idx, load_idx
 from .images import ImageSet, Source
+from .points import POINTS, PointSet, draw
 
 _HUB_REFERENCES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+_TRAIN_POINTS, _TEST_POINTS = 50_000, 10_000
 
 
 def load_source(source: str, path: Sequence[str] = ()) -> Source:
-    """The images of a data set known by name.
+    """The images or points of a data set known by name.
 
         digits     scikit-learn's 1,797 digits, 8x8 grey; no files, no test set
         mnist      IDX files under MNIST's names, or Parquet
         cifar10    Parquet
+        points-…   50,000 and 10,000 points in the plane, see `points.draw`; no files
 
     Args:
         source: one of `SOURCES`.
@@ -46,6 +50,8 @@ def load_source(source: str, path: Sequence[str] = ()) -> Source:
 
 def origin(source: str, path: Sequence[str] = ()) -> str:
     """Where `load_source` would read a source from, in words."""
+    if source in POINTS:
+        return "its formula"
     if source not in _HUB_REFERENCES:
         return "scikit-learn"
     places = _places(source, _given(path))
@@ -73,6 +79,17 @@ def _digits(paths: Sequence[Path]) -> Source:
     return Source(ImageSet(images, labels, "digits"), None)
 
 
+def _points(name: str, paths: Sequence[Path]) -> Source:
+    if paths:
+        raise InkdropError(
+            f"the source {name} takes no path, got {paths[0]}: its points are drawn from a "
+            "formula; leave the path out, or choose another source"
+        )
+    train = PointSet(draw(name, _TRAIN_POINTS, purpose="training points"), None, f"{name} train")
+    test = PointSet(draw(name, _TEST_POINTS, purpose="test points"), None, f"{name} test")
+    return Source(train, test)
+
+
 def _mnist(paths: Sequence[Path]) -> Source:
     places = _places("mnist", paths)
     if not places:
@@ -95,6 +112,7 @@ SOURCES: dict[str, Callable[[Sequence[Path]], Source]] = {
     "digits": _digits,
     "mnist": _mnist,
     "cifar10": _cifar10,
+    **{name: partial(_points, name) for name in POINTS},
 }
 """What loads each source from the paths given for it; where there are none, from its own place."""
 

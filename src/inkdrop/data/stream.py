@@ -1,4 +1,4 @@
-"""The order of the training images: batch k is a pure function of (seed, k)."""
+"""The order of the training examples: batch k is a pure function of (seed, k)."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InkdropError
 from ..randomness import generator
+from .examples import Examples, to_x_start
 from .images import ImageSet
-from .pixels import to_float
 
 
 class Batch(NamedTuple):
-    """x_start (B, C, H, W) float32 in [-1, 1]; labels (B,) int64 or None."""
+    """x_start (B, C, H, W) in [-1, 1] or (B, D), float32; labels (B,) int64 or None."""
 
     x_start: Tensor
     labels: Tensor | None
 
 
 class Stream:
-    """Batches of a set that is kept on the device as uint8.
+    """Batches of a set that is kept on the device, images as uint8.
 
     Each epoch is a new permutation, and batches run on from one epoch into the next, so that every
-    image is seen once in each. There is no state: asking again gives the same batch.
+    example is seen once in each. There is no state: asking again gives the same batch.
 
     Args:
-        images: the set.
-        batch_size: images of a batch.
+        examples: the set.
+        batch_size: examples of a batch.
         seed: names the order and the augmentation.
         horizontal_flip: mirror half of the images.
         shift: move each image by up to this many pixels each way, repeating its edges.
         device: where the set is kept and batches are made.
+
+    Raises:
+        InkdropError: for a flip or a shift of what are no images.
     """
 
     def __init__(
         self,
-        images: ImageSet,
+        examples: Examples,
         batch_size: int,
         seed: int,
         *,
@@ -45,18 +49,24 @@ class Stream:
         shift: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if (horizontal_flip or shift) and not isinstance(examples, ImageSet):
+            raise InkdropError(
+                f"{examples.name}: {examples.noun}s cannot be flipped or shifted, got "
+                f"horizontal_flip = {horizontal_flip} and shift = {shift}: only images can; leave "
+                "both out"
+            )
         self.batch_size = batch_size
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.shift = shift
-        self._images = images.images.to(device)
-        self._labels = None if images.labels is None else images.labels.to(device)
+        self._values = examples.values.to(device)
+        self._labels = None if examples.labels is None else examples.labels.to(device)
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
-        """The images of batch `step`, as indices (B,) into the set."""
-        count = len(self._images)
+        """The examples of batch `step`, as indices (B,) into the set."""
+        count = len(self._values)
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, count)
         indices = np.empty(self.batch_size, dtype=np.int64)
@@ -67,16 +77,16 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """Batch `step`, augmented."""
-        indices = torch.from_numpy(self.indices(step)).to(self._images.device)
-        images = self._images[indices]
+        indices = torch.from_numpy(self.indices(step)).to(self._values.device)
+        values = self._values[indices]
         if self.horizontal_flip or self.shift:
-            images = self._moved(images, step)
+            values = self._moved(values, step)
         labels = None if self._labels is None else self._labels[indices]
-        return Batch(to_float(images), labels)
+        return Batch(to_x_start(values), labels)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._permutation = generator(self.seed, "order", epoch).permutation(len(self._images))
+            self._permutation = generator(self.seed, "order", epoch).permutation(len(self._values))
             self._epoch = epoch
         return self._permutation
 
@@ -98,11 +108,11 @@ class Stream:
 
 
 def held_out_split(
-    train: ImageSet, test: ImageSet | None, wanted: int
-) -> tuple[ImageSet, ImageSet | None]:
-    """The images to train on, and up to `wanted` for the held-out loss.
+    train: Examples, test: Examples | None, wanted: int
+) -> tuple[Examples, Examples | None]:
+    """The examples to train on, and up to `wanted` for the held-out loss.
 
-    They come from the test set where there is one. Otherwise up to a tenth of the training images
+    They come from the test set where there is one. Otherwise up to a tenth of the training examples
     is set aside, the same ones for every seed; none when there are fewer than ten.
     """
     pool = train if test is None else test

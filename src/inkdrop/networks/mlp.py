@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MLPConfig
 from .embedding import ConditionEmbedding
+
+_WAVE_NUMBER = 4.0  # spread of the initial waves along each axis: wavelengths of about 1.6
 
 
 class MLP(nn.Module):
@@ -15,22 +18,30 @@ class MLP(nn.Module):
     Args:
         config: its shape.
         dimensions: D.
+        outputs: the numbers that come out; D by default.
     """
 
-    def __init__(self, config: MLPConfig, dimensions: int) -> None:
+    def __init__(self, config: MLPConfig, dimensions: int, outputs: int | None = None) -> None:
         super().__init__()
         self.embedding = ConditionEmbedding(config.width, config.width, config.classes)
-        self.stem = nn.Linear(dimensions, config.width)
+        # From coordinates alone a network is slow to learn fine detail (Tancik et al. 2020).
+        self.waves = nn.Linear(dimensions, config.waves, bias=False) if config.waves else None
+        if self.waves is not None:
+            nn.init.normal_(self.waves.weight, std=_WAVE_NUMBER)
+        self.stem = nn.Linear(dimensions + 2 * config.waves, config.width)
         self.blocks = nn.ModuleList(
             _ResidualBlock(config.width, config.dropout) for _ in range(config.blocks)
         )
-        self.head = nn.Linear(config.width, dimensions)
+        self.head = nn.Linear(config.width, outputs or dimensions)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (B, D), t (B,), condition (B,) class indices or None → (B, D)."""
+        """x (B, D), t (B,), condition (B,) class indices or None → (B, outputs)."""
         embedding = F.silu(self.embedding(t, condition))
+        if self.waves is not None:
+            phase = self.waves(x)
+            x = torch.cat([x, phase.sin(), phase.cos()], dim=1)
         h = self.stem(x)
         for block in self.blocks:
             h = block(h, embedding)

@@ -23,13 +23,18 @@ class UNet(nn.Module):
         config: its shape.
         image_channels: C.
         image_size: (H, W), which attention_resolutions refer to; others can be given later.
+        out_channels: the channels that come out; C by default.
 
     Raises:
         InkdropError: for an attention resolution that no level has.
     """
 
     def __init__(
-        self, config: UNetConfig, image_channels: int, image_size: tuple[int, int]
+        self,
+        config: UNetConfig,
+        image_channels: int,
+        image_size: tuple[int, int],
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.patch_size = config.patch_size
@@ -69,11 +74,15 @@ class UNet(nn.Module):
         self.head = nn.Sequential(
             _norm(width),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(width, image_channels * self.patch_size**2, 3, padding=1)),
+            _zeroed(
+                nn.Conv2d(
+                    width, (out_channels or image_channels) * self.patch_size**2, 3, padding=1
+                )
+            ),
         )
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), t (B,), condition (B,) class indices or None → (B, C, H, W)."""
+        """x (B, C, H, W), t (B,), condition (B,) classes or None → (B, out_channels, H, W)."""
         height, width = x.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         h = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x

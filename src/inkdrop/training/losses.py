@@ -19,10 +19,21 @@ class LossWindow:
     bin_loss: list[float] = field(default_factory=lambda: [0.0] * TIMESTEP_BINS)
     bin_count: list[int] = field(default_factory=lambda: [0] * TIMESTEP_BINS)
 
-    def add(self, losses: Tensor, t: Tensor, timesteps: int, gradient_norm: float = 0.0) -> None:
-        """Gather a step's losses (B,) at timesteps t (B,) out of `timesteps`, both on the CPU."""
+    def add(
+        self,
+        losses: Tensor,
+        t: Tensor,
+        timesteps: int,
+        gradient_norm: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        """Gather a step's losses (B,) at timesteps t (B,) out of `timesteps`, all on the CPU.
+
+        Args:
+            weight: (B,), what each counts in the mean over all t; 1 by default.
+        """
         self.steps += 1
-        self.loss += losses.mean().item()
+        self.loss += (losses if weight is None else losses * weight).mean().item()
         self.gradient_norm += gradient_norm
         for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
             i = timestep_bin(timestep, timesteps)

@@ -25,10 +25,12 @@ class TrainingProgress:
         total: steps of the whole training.
         done: steps already done.
         console: where to draw; None draws nothing.
+        noun: what one example is called.
     """
 
-    def __init__(self, total: int, done: int, console: Console | None) -> None:
+    def __init__(self, total: int, done: int, console: Console | None, noun: str = "image") -> None:
         self.console = console
+        self.noun = noun
         self.total = total
         self._began = time.monotonic()
         self._first = done
@@ -46,9 +48,9 @@ class TrainingProgress:
             self._task = self._bar.add_task("", total=total, completed=done, figures="")
             self._bar.start()
 
-    def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Show that `step` steps are done."""
-        figures = f"loss {loss:.4f} · {images_per_second:,.0f} images/s"
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Show that `step` steps are done, `rate` examples a second."""
+        figures = f"loss {loss:.4f} · {rate:,.0f} {self.noun}s/s"
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=figures)
@@ -56,8 +58,8 @@ class TrainingProgress:
             now - self._last_line > _SECONDS_BETWEEN_LINES or step == self.total
         ):
             self._last_line = now
-            rate = (now - self._began) / max(1, step - self._first)
-            left = f"{rate * (self.total - step):,.0f} s left"
+            seconds_per_step = (now - self._began) / max(1, step - self._first)
+            left = f"{seconds_per_step * (self.total - step):,.0f} s left"
             self.say(f"step {step:,}/{self.total:,} · {figures} · {left}")
 
     def say(self, message: str) -> None:

@@ -14,28 +14,32 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..build import build_denoiser, choose_device
+from ..build import build_denoiser, build_objective, choose_device
 from ..checkpoint import (
+    PARTS,
     Checkpoint,
     newest_checkpoint,
     read_checkpoint,
     replace_synced,
     write_checkpoint,
 )
-from ..config import OWN_IMAGES, Config, TrainingConfig
+from ..config import OWN_IMAGES, OWN_OBJECTIVE, Config, TrainingConfig
 from ..console import say
+from ..data.examples import Examples, to_x_start
 from ..data.images import ImageSet, Source
-from ..data.pixels import to_float, to_uint8
+from ..data.pixels import to_uint8
 from ..data.sources import load_source, origin
 from ..data.stream import Stream, held_out_split
-from ..diffusion import objectives
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.objectives import Objective
 from ..diffusion.samplers import sample
+from ..diffusion.timestep_sampling import timestep_sampler
 from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..metrics import append_metrics, bin_label, rewind_metrics, timestep_bin
 from ..randomness import generator, normal, torch_seeded
 from ..report.pictures import grid, save
+from ..report.points import frame_of, scatter
 from ..run import (
     Run,
     cycled_classes,
@@ -50,9 +54,9 @@ from .losses import LossWindow
 from .progress import TrainingProgress
 from .signals import handling_stop_signals
 
-_OBJECTIVES = {"simple": objectives.simple}
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_PREVIEW_IMAGES = 64
+_TIMESTEPS_PART = "timesteps"  # of a checkpoint, for a timestep sampler that remembers losses
+_PREVIEW_IMAGES, _PREVIEW_POINTS = 64, 2000
 
 
 class TrainingDiverged(InkdropError):
@@ -66,6 +70,7 @@ def train(
     resume: str = "auto",
     source: Source | None = None,
     network: nn.Module | None = None,
+    objective: Objective | None = None,
     progress: bool = True,
 ) -> Run:
     """Train what a configuration describes, or go on where its folder left off.
@@ -75,8 +80,10 @@ def train(
         out: the run folder; runs/NAME by default.
         resume: "auto" goes on with a run of the same configuration; "never" refuses a folder that
             holds one.
-        source: images of one's own instead of config.data's.
+        source: images or points of one's own instead of config.data's.
         network: a module (x, t, condition) of one's own, with config.network = None.
+        objective: losses (B,) of one's own, called as (denoiser, x_start, t, noise, condition);
+            for instance `objectives.snr_weighted(f)` with a function f of the SNR.
         progress: show it: a bar in a terminal, a line now and then elsewhere.
 
     Returns:
@@ -89,7 +96,15 @@ def train(
         TrainingDiverged: when the loss or a gradient is not finite; the last checkpoint stands.
     """
     console = Console() if progress else None
-    trainer = Trainer(config, out, resume=resume, source=source, network=network, console=console)
+    trainer = Trainer(
+        config,
+        out,
+        resume=resume,
+        source=source,
+        network=network,
+        objective=objective,
+        console=console,
+    )
     trainer.run()
     return Run(trainer.out, network=network, device=config.training.device)
 
@@ -108,11 +123,15 @@ class Trainer:
         resume: str = "auto",
         source: Source | None = None,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
         console: Console | None = None,
     ) -> None:
         self.config = config = config.model_copy(deep=True)
         if source is not None:
             config.data.source = OWN_IMAGES
+        if objective is not None:
+            config.objective = OWN_OBJECTIVE
+        self._objective = objective or build_objective(config)
         self.out = Path(out) if out is not None else Path("runs") / config.name
         self.console = console
         self.stopped_by: signal.Signals | None = None
@@ -137,7 +156,14 @@ class Trainer:
         self.network = self.denoiser.network.to(self.device)
         self.ema = EMA(self.network, config.training.ema_decay)
         self.averaged = Denoiser(
-            self.ema.network, self.denoiser.schedule, config.prediction, images.shape
+            self.ema.network,
+            self.denoiser.schedule,
+            config.prediction,
+            images.shape,
+            self.denoiser.learned_variance,
+        )
+        self.timestep_sampler = timestep_sampler(
+            config.timestep_sampler, self.denoiser.schedule.timesteps
         )
         self.parameters = dict(self.network.named_parameters())
         self.optimizer = _OPTIMIZERS[config.training.optimizer](
@@ -177,7 +203,7 @@ class Trainer:
             return
         self._prepare_folder()
         say(self.console, self._summary())
-        progress = TrainingProgress(self.total, self.step, self.console)
+        progress = TrainingProgress(self.total, self.step, self.console, self.train_set.noun)
         logging = self.config.logging
         board = None
         if logging.tensorboard:
@@ -218,19 +244,18 @@ class Trainer:
 
     def _summary(self) -> str:
         """What is about to be trained, on what and where: the first lines of output."""
-        images = self.train_set
-        channels, height, width = images.shape
+        examples = self.train_set
         held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
         parameters = sum(p.numel() for p in self.parameters.values())
         precision = str(self.autocast_dtype or torch.float32).removeprefix("torch.")
         start = f"going on from step {self.step:,}" if self.step else "starting"
         steps = f"{self.total:,} step{'s' if self.total > 1 else ''}"
         return (
-            f"{images.name} from {self._origin}: {len(images):,} training images{held_out}, "
-            f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}\n"
+            f"{examples.name} from {self._origin}: {len(examples):,} training "
+            f"{examples.noun}s{held_out}, {examples.size}\n"
             f"{parameters:,} parameters, {self.config.prediction} prediction, "
             f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
-            f"{start}: {steps} of {self.stream.batch_size} images, in {self.out}"
+            f"{start}: {steps} of {self.stream.batch_size} {examples.noun}s, in {self.out}"
         )
 
     def _stop(self, number: signal.Signals) -> None:
@@ -245,10 +270,9 @@ class Trainer:
         x_start, labels = self.stream.batch(step)
         condition = labels if self._needs_classes else None
         timesteps = self.denoiser.schedule.timesteps
-        t = torch.from_numpy(
-            generator(seed, "timestep", step).integers(timesteps, size=len(x_start))
-        )
-        t_device = t.to(self.device)
+        draw = self.timestep_sampler.draw(len(x_start), generator(seed, "timestep", step))
+        t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).float()
+        t_device, weight_device = t.to(self.device), weight.to(self.device)
         noise = normal(tuple(x_start.shape), seed, "noise", step, device=self.device)
         learning_rate = training.learning_rate * learning_rate_factor(training, step, self.total)
         for group in self.optimizer.param_groups:
@@ -268,7 +292,8 @@ class Trainer:
                     noise[rows],
                     None if condition is None else condition[rows],
                 )
-            self.scaler.scale(losses.sum() / len(x_start)).backward()
+            weighted = (losses * weight_device[rows]).sum() / len(x_start)
+            self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
             parts.append(losses.detach())
         losses = torch.cat(parts).float().cpu()
 
@@ -283,11 +308,8 @@ class Trainer:
 
         self.step += 1
         skipped = not math.isfinite(norm)  # by the scaler, after an overflow in float16
-        self.window.add(losses, t, timesteps, 0.0 if skipped else norm)
-
-    @property
-    def _objective(self) -> Any:
-        return _OBJECTIVES[self.config.objective]
+        self.window.add(losses, t, timesteps, 0.0 if skipped else norm, weight)
+        self.timestep_sampler.observe(draw.t, losses.double().numpy())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -329,10 +351,10 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def _held_out_row(self, held_out: ImageSet) -> dict[str, Any]:
-        """The averaged weights' loss on images, timesteps and noise that are always the same."""
+    def _held_out_row(self, held_out: Examples) -> dict[str, Any]:
+        """The averaged weights' loss on examples, timesteps and noise that are always the same."""
         count, timesteps = len(held_out), self.denoiser.schedule.timesteps
-        x_start = to_float(held_out.images)
+        x_start = to_x_start(held_out.values)
         noise = normal(tuple(x_start.shape), 0, "held-out noise")
         t = torch.arange(count) * timesteps // count
         condition = held_out.labels if self._needs_classes else None
@@ -364,19 +386,25 @@ class Trainer:
                     board.add_scalar(name, value, row["step"])
 
     def _write_samples(self) -> None:
-        """A grid of the same 64 images of seed 0 as training goes."""
-        condition = cycled_classes(self.config, 0, _PREVIEW_IMAGES)
+        """The same samples of seed 0 as training goes: a grid of images, or points in the plane."""
+        shape = self.train_set.shape
+        if len(shape) != 3 and shape != (2,):
+            return  # there is no picture of those
+        count = _PREVIEW_IMAGES if len(shape) == 3 else _PREVIEW_POINTS
         with self._autocast():
-            images = sample(
+            x = sample(
                 self.averaged,
-                _PREVIEW_IMAGES,
+                count,
                 "ddim",
                 min(50, self.denoiser.schedule.timesteps),
-                condition=condition,
+                condition=cycled_classes(self.config, 0, count),
                 batch_size=self.stream.batch_size,
-            )
+            ).cpu()
         picture = self.out / "samples" / "training" / f"step-{self.step:08d}.png"
-        save(grid(to_uint8(images.cpu())), picture)
+        if len(shape) == 3:
+            save(grid(to_uint8(x)), picture)
+        else:
+            save(scatter(x, frame_of(self.train_set.values)), picture)
 
     def _write_checkpoint(self) -> None:
         names = list(self.parameters)
@@ -386,15 +414,18 @@ class Trainer:
             for i, kinds in state.items()
             for kind, value in kinds.items()
         }
+        tensors = {
+            "weights": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": optimizer,
+        }
+        if history := self.timestep_sampler.state():
+            tensors[_TIMESTEPS_PART] = {k: torch.from_numpy(v) for k, v in history.items()}
         write_checkpoint(
             self.out / "checkpoints",
             Checkpoint(
                 self.step,
-                {
-                    "weights": self.network.state_dict(),
-                    "ema": self.ema.network.state_dict(),
-                    "optimizer": optimizer,
-                },
+                tensors,
                 {
                     "shape": list(self.train_set.shape),
                     "data": self.train_set.fingerprint,
@@ -408,12 +439,13 @@ class Trainer:
         self._saved_step = self.step
 
     def _restore(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
+        remembers = bool(self.timestep_sampler.state())
+        checkpoint = read_checkpoint(path, (*PARTS, _TIMESTEPS_PART) if remembers else PARTS)
         state = checkpoint.state
         if state["data"] != self.train_set.fingerprint:
             raise InkdropError(
-                f"{self.out} was trained on other images than these ({self.train_set.name}): give "
-                "the same --data, or another --out"
+                f"{self.out} was trained on other {self.train_set.noun}s than these "
+                f"({self.train_set.name}): give the same --data, or another --out"
             )
         self.network.load_state_dict(checkpoint.tensors["weights"])
         self.ema.network.load_state_dict(checkpoint.tensors["ema"])
@@ -424,6 +456,9 @@ class Trainer:
             optimizer.setdefault(index[name], {})[kind] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        if remembers:
+            history = checkpoint.tensors[_TIMESTEPS_PART]
+            self.timestep_sampler.restore({k: v.numpy() for k, v in history.items()})
         self.scaler.load_state_dict(state["scaler"])
         self.step = self._saved_step = checkpoint.step
         self.seconds = state["seconds"]
@@ -436,29 +471,30 @@ class Trainer:
         environment["sessions"].append({"first_step": self.step, **describe(self.device)})
         replace_synced(self.out / "environment.json", json.dumps(environment, indent=1).encode())
         rewind_metrics(self.out / "metrics.jsonl", self.step)
-        if self.held_out is not None:
+        if isinstance(self.held_out, ImageSet):
             write_example(self.out, self.held_out.images[0])
 
 
-def _total_steps(training: TrainingConfig, images: int) -> int:
+def _total_steps(training: TrainingConfig, examples: int) -> int:
     if training.steps is not None:
         return training.steps
     if training.epochs is None:
         raise InkdropError("the length of training is not given: set training.steps or .epochs")
-    return max(1, math.ceil(training.epochs * images / training.batch_size))
+    return max(1, math.ceil(training.epochs * examples / training.batch_size))
 
 
-def _check_classes(classes: int | None, images: ImageSet) -> None:
+def _check_classes(classes: int | None, examples: Examples) -> None:
     if classes is None:
         return
-    if images.labels is None:
+    if examples.labels is None:
         raise InkdropError(
-            f"network.classes is {classes}, but the images of {images.name} have no labels"
+            f"network.classes is {classes}, but the {examples.noun}s of {examples.name} have no "
+            "labels"
         )
-    if images.classes is not None and images.classes > classes:
+    if examples.classes is not None and examples.classes > classes:
         raise InkdropError(
-            f"network.classes is {classes}, but the labels of {images.name} go up to "
-            f"{images.classes - 1}: set network.classes to {images.classes}"
+            f"network.classes is {classes}, but the labels of {examples.name} go up to "
+            f"{examples.classes - 1}: set network.classes to {examples.classes}"
         )
 
 
