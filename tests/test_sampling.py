@@ -97,3 +97,45 @@ def test_a_conditional_run_takes_its_classes_in_turn(tmp_path: Path) -> None:
     folder = write_samples(run, n=12, steps=2, batch_size=7)
     expected = inkdrop.sample(run.denoiser, n=12, steps=2, condition=torch.arange(12) % 10)
     assert np.array_equal(pixels(folder / "000011.png"), to_uint8(expected)[11, 0].numpy())
+
+
+def test_points_are_written_as_numbers_whatever_the_batch(points_run: Path, tmp_path: Path) -> None:
+    run = inkdrop.load(points_run)
+    expected = inkdrop.sample(run.denoiser, n=5, steps=4, seed=3).numpy()
+    for batch_size in (2, 5):
+        folder = write_samples(
+            run, n=5, steps=4, seed=3, out=tmp_path / str(batch_size), batch_size=batch_size
+        )
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"samples.npy", "scatter.png", "samples.json"}
+        written = np.load(folder / "samples.npy", allow_pickle=False)
+        assert written.dtype == np.float32
+        assert np.allclose(written, expected, atol=1e-6)
+        assert json.loads((folder / "samples.json").read_text())["n"] == 5
+
+
+def test_a_trajectory_of_points_adds_their_steps_and_paths(
+    points_run: Path, tmp_path: Path
+) -> None:
+    folder = write_samples(
+        inkdrop.load(points_run), n=7, steps=4, out=tmp_path / "made", trajectory=True
+    )
+    for name in ("trajectory.png", "paths.png"):
+        assert pixels(folder / name).std() > 1
+
+
+def test_points_off_the_plane_have_no_picture(tmp_path: Path) -> None:
+    points = inkdrop.PointSet(torch.randn(50, 3), None, "cloud")
+    config = inkdrop.Config(
+        schedule={"kind": "cosine", "timesteps": 10},
+        network=inkdrop.config.MLPConfig(width=8, blocks=1),
+        training={"steps": 1, "batch_size": 8},
+    )
+    source = inkdrop.Source(points, None)
+    run = inkdrop.train(config, tmp_path / "run", source=source, progress=False)
+    folder = write_samples(run, n=4, steps=2)
+    assert {p.name for p in folder.iterdir()} == {"samples.npy", "samples.json"}
+    assert np.load(folder / "samples.npy").shape == (4, 3)
+    with pytest.raises(InkdropError, match=r"--trajectory draws .* have the shape \(3,\)"):
+        write_samples(run, n=4, steps=2, out=tmp_path / "way", trajectory=True)
+    assert not (tmp_path / "way").exists()

@@ -155,3 +155,30 @@ def test_numbers_on_axes_are_short(value: float, text: str) -> None:
 def test_charts_are_reproducible() -> None:
     first, again = (pictures.png(charts.loss_curve(TRAINING)) for _ in range(2))
     assert first == again
+
+
+def test_losses_of_different_units_are_drawn_apart_and_each_run_keeps_its_colour() -> None:
+    runs = {"a": TRAINING + HELD_OUT, "b": HELD_OUT[:2], "c": HELD_OUT}
+    figure = charts.losses_compared(runs, {"a": "one unit", "b": "another", "c": "one unit"})
+    ours, other = figure.axes
+    assert [len(axes.lines) for axes in (ours, other)] == [2, 1]
+    assert np.allclose(
+        ours.lines[1].get_xydata(), [(r["step"], r["held_out_loss"]) for r in HELD_OUT]
+    )
+    colors = {line.get_color() for axes in figure.axes for line in axes.lines}
+    assert len(colors) == 3
+    for label in ("Held-out loss", "one unit", "another", "a", "b", "c"):
+        assert label in texts(figure)
+
+
+def test_training_losses_are_compared_where_a_run_has_no_held_out_one() -> None:
+    figure = charts.losses_compared({"a": TRAINING + HELD_OUT, "b": TRAINING}, {"a": "u", "b": "u"})
+    assert "Training loss" in texts(figure)
+    assert len(figure.axes[0].lines[0].get_xdata()) == len(TRAINING)
+    assert "no data yet" in texts(charts.losses_compared({"a": [], "b": []}, {"a": "u", "b": "u"}))
+
+
+def test_a_losss_unit_names_what_is_predicted() -> None:
+    assert charts.loss_unit("simple", "velocity") == "mean squared error of the velocity"
+    assert charts.loss_unit("simple", "x_start") == "mean squared error of the clean example"
+    assert charts.loss_unit("own", "noise") == "the own objective"

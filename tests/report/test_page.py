@@ -1,52 +1,19 @@
 """The report is one file that needs nothing else, says what is true, and is whole or not there."""
 
-import base64
-import io
 import re
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reading import Page, decoded
 
 from inkdrop.config import Config
 from inkdrop.data.pixels import to_uint8
 from inkdrop.diffusion.samplers import sample
 from inkdrop.diffusion.schedule import ScheduleWarning
-from inkdrop.report import page, pictures
-
-VOID = {"meta", "link", "img", "br", "hr", "source", "path"}
-
-
-class Page(HTMLParser):
-    """A strict reading of the page: tags, their attributes, and the text a reader sees."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "title"} & set(self.open):
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+from inkdrop.report import image_page, page, pictures
 
 
 def written(run: SimpleNamespace) -> Page:
@@ -57,13 +24,6 @@ def written(run: SimpleNamespace) -> Page:
 
 def read_again(reported: SimpleNamespace) -> Page:
     return Page((reported.path / "report.html").read_text("utf-8"))
-
-
-def decoded(source: str) -> Image.Image:
-    kind, content = source.split(";base64,")
-    image = Image.open(io.BytesIO(base64.b64decode(content)))
-    assert kind == f"data:{Image.MIME[image.format]}"
-    return image
 
 
 def test_the_page_needs_nothing_else(reported: SimpleNamespace) -> None:
@@ -239,7 +199,7 @@ def test_a_report_that_fails_leaves_the_old_one(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("inkdrop.checkpoint.os.fsync", full)
-    monkeypatch.setattr(page, "render", lambda _: "the new one")
+    monkeypatch.setattr(page, "render", lambda *_: "the new one")
     with pytest.raises(OSError, match="no space"):
         page.write_report(run)
     assert path.read_bytes() == b"the old one"
@@ -271,5 +231,5 @@ def test_durations(seconds: float, text: str) -> None:
     [((1, 8, 8), 64), ((3, 64, 64), 64), ((3, 128, 128), 16), ((3, 512, 512), 4)],
 )
 def test_large_images_make_small_sheets(shape: tuple[int, ...], count: int) -> None:
-    assert page.sheet(shape, None)[1] == count
-    assert page.film_count(shape) == (16 if shape[1] == 8 else 4 if shape[1] == 64 else 1)
+    assert image_page.sheet(shape, None)[1] == count
+    assert image_page.film_count(shape) == (16 if shape[1] == 8 else 4 if shape[1] == 64 else 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from ..diffusion.likelihood import BitsPerDim
 from ..diffusion.schedule import TERMINAL_SIGNAL, NoiseSchedule
 from ..metrics import TIMESTEP_BINS
 from . import style
@@ -25,6 +26,7 @@ _WIDTH = 460
 _HEIGHT = 316
 _EDGE, _LEFT, _RIGHT, _BOTTOM = 2, 52, 26, 50  # margins: of titles, then of the axes
 _TITLE_ROOM = 66
+_FIGURES_ROOM = 24  # for a line of figures under a title
 _HEADING, _PANEL_TITLE_ROOM, _PANEL_HEIGHT = 14, 54, 124
 _NARROW = 374  # a panel's width beside others
 
@@ -34,6 +36,16 @@ _LOG_BARS = 8.0  # bars of about the same size are better seen whole
 _LOG_BETAS = 1000.0  # a linear schedule has 200, and is drawn as the straight line it is
 _DOTS = 40  # measurements that are marked one by one, at most
 _SMOOTHING = 20  # the moving average spans one in so many of the rows
+
+_LOSS_UNITS = {
+    "simple": "mean squared error of the {prediction}",
+    "weighted-noise": "squared error of the noise as the bound weighs it, nats per dimension",
+    "variational-bound": "a term of the bound, nats per dimension",
+    "hybrid": "mean squared error of the {prediction}, and a little of the bound",
+    "min-snr": "squared error of the noise with min-SNR weights",
+    "p2": "squared error of the noise with P2 weights",
+}
+_PREDICTIONS = {"x_start": "clean example"}
 
 Metrics = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
@@ -109,10 +121,15 @@ def loss_by_timestep(
     return figure
 
 
-def noise_schedule(schedule: NoiseSchedule, side_by_side: bool = False) -> Figure:
+def noise_schedule(
+    schedule: NoiseSchedule, side_by_side: bool = False, signal: str = "image"
+) -> Figure:
     """The schedule against t: β_t, the amplitudes of image and noise in x_t, and the log-SNR.
 
     Three panels, one beneath the other or `side_by_side`.
+
+    Args:
+        signal: what is noised, in a word.
     """
     across, down = (3, 1) if side_by_side else (1, 3)
     panel_width = _NARROW if side_by_side else _WIDTH
@@ -159,7 +176,7 @@ def noise_schedule(schedule: NoiseSchedule, side_by_side: bool = False) -> Figur
     _legend(
         figure,
         {
-            r"image $\sqrt{\bar{\alpha}_t}$": Line2D([], [], color=style.INK, linewidth=2),
+            rf"{signal} $\sqrt{{\bar{{\alpha}}_t}}$": Line2D([], [], color=style.INK, linewidth=2),
             r"noise $\sqrt{1-\bar{\alpha}_t}$": Line2D([], [], color=style.ACCENT, linewidth=2),
         },
         right=places[1][0] + panel_width - _RIGHT,
@@ -170,8 +187,100 @@ def noise_schedule(schedule: NoiseSchedule, side_by_side: bool = False) -> Figur
     axes = panel(2, r"log-SNR, $\ln\,\bar{\alpha}_t/(1-\bar{\alpha}_t)$")
     _value_axis(axes, [*log_snr, 0.0], math.inf)
     axes.axhline(0, color=style.FAINT, linewidth=1)
-    _note(axes, "as much image as noise", (1, 0), (0, 5), xycoords=("axes fraction", "data"))
+    _note(axes, f"as much {signal} as noise", (1, 0), (0, 5), xycoords=("axes fraction", "data"))
     curve(axes, log_snr)
+    return figure
+
+
+def loss_unit(objective: str, prediction: str) -> str:
+    """What a loss is measured in, by the names of the objective and of what is predicted."""
+    unit = _LOSS_UNITS.get(objective, f"the {objective} objective")
+    return unit.format(prediction=_PREDICTIONS.get(prediction, prediction))
+
+
+def losses_compared(metrics: Mapping[str, Metrics], units: Mapping[str, str]) -> Figure:
+    """The losses of several runs against the optimizer step, a panel for each unit.
+
+    Held-out losses where all runs have one, else the moving averages of their training losses.
+
+    Args:
+        metrics: rows of metrics.jsonl by the runs' names.
+        units: of each run's loss.
+    """
+    curves = {name: _series(rows, "held_out_loss") for name, rows in metrics.items()}
+    title = "Held-out loss"
+    if not all(len(losses) for _, losses in curves.values()):
+        training = {name: _series(rows, "loss") for name, rows in metrics.items()}
+        curves = {name: (steps, smoothed(losses)) for name, (steps, losses) in training.items()}
+        title = "Training loss"
+    looks = dict(zip(curves, style.series(len(curves)), strict=True))
+    panels = list(dict.fromkeys(units.values()))
+    across = min(2, len(panels))
+    down = math.ceil(len(panels) / across)
+    width = across * _WIDTH
+    lines = style.legend_lines(curves, width)
+    head, pitch = 30 + lines * style.LINE, _PANEL_TITLE_ROOM + _HEIGHT - _TITLE_ROOM
+    figure = style.new_figure(width, head + down * pitch)
+    _title(figure, title)
+    marks: dict[str, Artist] = {
+        name: Line2D([], [], linewidth=2, **look) for name, look in looks.items()
+    }
+    _legend(figure, marks, width - _RIGHT, 28, lines)
+    for i, unit in enumerate(panels):
+        shown = {name: curves[name] for name in curves if units[name] == unit}
+        left, top = i % across * _WIDTH, head + i // across * pitch
+        bottom = (down - 1 - i // across) * pitch + _BOTTOM
+        axes = style.add_axes(
+            figure, left + _LEFT, bottom, width - left - _WIDTH + _RIGHT, top + _PANEL_TITLE_ROOM
+        )
+        values = [loss for _, losses in shown.values() for loss in losses]
+        if not values:
+            _without_data(figure, axes)
+            continue
+        logarithmic = _value_axis(axes, values, _LOG_CURVE)
+        _small(figure, left + _EDGE, top + _PANEL_TITLE_ROOM - 18, _unit(unit, logarithmic))
+        for name, (steps, losses) in shown.items():
+            marker = "o" if len(steps) == 1 else ""
+            axes.plot(steps, losses, linewidth=2, marker=marker, **looks[name])
+        _count_axis(axes, max(step for steps, _ in shown.values() for step in steps))
+        middle, y = left + (_LEFT + _WIDTH - _RIGHT) / 2, top + pitch - 7
+        style.add_text(figure, middle, y, "optimizer step", ha="center", va="baseline")
+    return figure
+
+
+def likelihood_terms(bound: BitsPerDim) -> Figure:
+    """Where the bits are: the bound's terms by t, and the error of the noise they come from."""
+    figure = style.new_figure(2 * _WIDTH, _HEIGHT + _FIGURES_ROOM)
+    _title(figure, f"Likelihood: {bound.total:.3f} bits per dimension or fewer")
+    parts = {
+        "prior": bound.prior,
+        "steps": bound.per_timestep.sum().item(),
+        "decoder": bound.decoder,
+    }
+    summed = " + ".join(f"{name} {number(round(value, 3))}" for name, value in parts.items())
+    error = number(float(f"{bound.standard_error:.2g}"))
+    _small(figure, _EDGE, 38, f"{summed}; standard error {error}")
+    asked = bound.asked.double()
+    # Where only some timesteps were asked of each example, the mean over those that were.
+    terms = (bound.per_timestep * asked[1:].mean() / asked).numpy()
+    step, mse = "a step’s term, bits per dimension", "mean squared error of the noise"
+    for left, label, values, log_from in (
+        (0, step, np.append(np.nan, terms[1:]), _LOG_CURVE),
+        (_WIDTH, mse, bound.noise_mse.numpy(), math.inf),
+    ):
+        right = _RIGHT + (_WIDTH - left)
+        axes = style.add_axes(figure, left + _LEFT, _BOTTOM, right, _TITLE_ROOM + _FIGURES_ROOM)
+        known = np.flatnonzero(np.isfinite(values) & (values > 0))
+        if not len(known):
+            axes.set_axis_off()
+            continue
+        logarithmic = _value_axis(axes, values[known], log_from, from_zero=True)
+        _small(figure, left + _EDGE, 38 + _FIGURES_ROOM, _unit(label, logarithmic))
+        axes.plot(known, values[known], color=style.INK, linewidth=1.5)
+        _count_axis(axes, len(values) - 1)
+        _axis_labels(
+            figure, "timestep $t$", "nearly clean", "nearly all noise", (left, left + _WIDTH)
+        )
     return figure
 
 
@@ -308,27 +417,13 @@ def _note(
 
 
 def _legend(
-    figure: Figure, marks: dict[str, Artist], right: float = _WIDTH - _RIGHT, top: float = 5
+    figure: Figure,
+    marks: dict[str, Artist],
+    right: float = _WIDTH - _RIGHT,
+    top: float = 5,
+    lines: int = 1,
 ) -> None:
-    """A legend in one line with its top right corner at (right, top)."""
-    width, height = figure.get_size_inches() * style.POINTS_PER_INCH
-    legend = figure.legend(
-        list(marks.values()),
-        list(marks),
-        loc="upper right",
-        bbox_to_anchor=(right / width, 1 - top / height),
-        ncols=len(marks),
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.1,
-        handletextpad=0.4,
-        columnspacing=1.0,
-        labelcolor=style.INK,
-        prop={"family": style.FONT, "size": style.TEXT_SIZE},
-    )
-    for text in legend.get_texts():
-        text.set_math_fontfamily(style.MATH_FONT)
+    style.add_legend(figure, marks, right, top, lines)
 
 
 def _mark_terminal(axes: Axes, schedule: NoiseSchedule) -> None:

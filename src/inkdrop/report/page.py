@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -14,38 +11,33 @@ from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 from .. import __version__
 from ..build import build_schedule
 from ..checkpoint import replace_synced
 from ..config import SCHEDULE_FIELDS, Config
+from ..data.images import Source
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import build_table
 from ..diffusion.schedule import NoiseSchedule, ScheduleWarning
 from ..run import Run
 from ..settings import Settings
-from . import charts, pictures, style
-from .pictures import Trajectory
+from . import charts, image_page, pictures, point_page, style
+from .inline import Inline, inline, keep
+from .truth import truth_of
 
 SAMPLER, SEED = "ddim", 0  # the defaults of `inkdrop sample`, so that it makes the same images
 
-_SAMPLES = 64
-_SAMPLE_PIXELS = 64 * 64 * 64  # of all samples together: fewer of them where they are large
-_FILM_PIXELS = 16 * 32 * 32
-_STRIP_SAMPLES = 3
-_WIDE_STRIP, _NARROW_STRIP = (9, 800), (6, 400)  # columns and width, for screens and for phones
-_TILE = 96  # twice the size shown, for dense screens
 _PREVIEWS = 6
 _PREVIEW_SIDE = 640
 _VALUES_SHOWN = 8
 
 _ASKED_FOR = {
     "noise": "the noise in it",
-    "x_start": "the clean image in it",
-    "velocity": "the velocity, a mixture of the noise in it and the clean image",
-    "score": "the score, the direction in which images like it become likelier",
+    "x_start": "the clean {noun} in it",
+    "velocity": "the velocity, a mixture of the noise in it and the clean {noun}",
+    "score": "the score, the direction in which {noun}s like it become likelier",
 }
 _WHERE_IT_IS_HARD = {
     "noise": "Noise is hardest to tell where there is least of it: at the left.",
@@ -54,16 +46,9 @@ _WHERE_IT_IS_HARD = {
     "each the hardest to tell there: expect the ends to be higher than the middle.",
     "score": "The score is the noise divided by its amplitude: expect the left to be highest.",
 }
-_LOSS_UNITS = {"simple": "mean squared error"}
-
-
-@dataclass(frozen=True)
-class Inline:
-    """An image inside the page: a data: address, and its size in CSS pixels."""
-
-    source: str
-    width: int
-    height: int
+_NEVER_ZERO = (
+    "Zero is out of reach: beneath one noisy point there may be any of several clean ones."
+)
 
 
 @dataclass(frozen=True)
@@ -75,19 +60,23 @@ class Fact:
     note: str = ""
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, source: Source | None = None) -> Path:
     """Write RUN/pictures and RUN/report.html, which needs neither them nor anything else.
+
+    Args:
+        source: the points it was trained on, where they were the user's own, to be shown beside
+            generated ones.
 
     Returns:
         The path of the page. A page that was there before is replaced whole or not at all.
     """
-    page = render(run)
+    page = render(run, source)
     path = run.path / "report.html"
     replace_synced(path, page.encode())
     return path
 
 
-def render(run: Run) -> str:
+def render(run: Run, source: Source | None = None) -> str:
     """The page's HTML; its pictures are written to RUN/pictures on the way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScheduleWarning)  # the page says it
@@ -95,21 +84,13 @@ def render(run: Run) -> str:
     folder = run.path / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
 
-    classes = getattr(run.config.network, "classes", None)
-    columns, count = sheet(run.shape, classes)
-    recorded = pictures.record(
-        denoiser,
-        count,
-        SAMPLER,
-        seed=SEED,
-        condition=run.cycled_classes(0, count),
-        batch_size=run.config.training.batch_size,
-        moments=pictures.FRAMES,
-    )
-    film = recorded.images(film_count(run.shape))
-    strip = recorded.images(min(_STRIP_SAMPLES, count))
-    film_end = pictures.grid(film.x[-1])
-    pictures.write_gif(film, folder / "denoising.gif")
+    of_images = len(run.shape) == 3
+    shared = _shared(run, denoiser, folder, "image" if of_images else "point")
+    if of_images:
+        own = image_page.parts(run, denoiser, SAMPLER, SEED, folder)
+    else:
+        own = point_page.parts(run, denoiser, SAMPLER, SEED, folder, truth_of(run, source))
+    own["pictures"] |= shared.pop("pictures")
 
     environment = Environment(
         loader=PackageLoader("inkdrop.report", ""),
@@ -117,39 +98,48 @@ def render(run: Run) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("template.html").render(
-        style=style,
-        version=__version__,
-        name=run.config.name,
-        kind_of_image=_kind_of_image(run.shape),
-        steps=f"{run.step:,}",
-        facts=list(_facts(run, denoiser)),
-        seed=SEED,
-        evaluations=_evaluations(denoiser),
-        sample_count=count,
-        columns=columns,
-        classes=classes,
-        film_count=film.x.shape[1],
-        strip_count=strip.x.shape[1],
-        pictures=_draw(run, denoiser.schedule, recorded, strip, columns, folder),
-        film=_inline((folder / "denoising.gif").read_bytes()),
-        film_end=_inline(pictures.png(film_end)),
-        schedule_kind=run.config.schedule.kind,
-        timesteps=f"{denoiser.schedule.timesteps:,}",
-        half_way=_half_way(denoiser.schedule),
-        terminal=_share(denoiser.schedule.sqrt_alphas_cumprod[-1].item()),
-        warnings=schedule_warnings(run.config),
-        asked_for=_ASKED_FOR[denoiser.prediction],
-        where_it_is_hard=_WHERE_IT_IS_HARD[denoiser.prediction],
-        metrics_every=run.config.logging.metrics_every,
-        previews=_previews(run.path / "samples" / "training"),
-        sessions=len(_sessions(run)),
-        commands=list(dict.fromkeys(s["command"] for s in _sessions(run) if s.get("command"))),
-        sample_command=_sample_command(run.path, count, _evaluations(denoiser)),
-        report_command=shlex.join(["inkdrop", "report", str(run.path)]),
-        machines=_machines(run),
-        configuration=list(_configuration(run.config, denoiser)),
+    return environment.get_template("images.html" if of_images else "points.html").render(
+        **shared, **own, sample_command=_sample_command(run, denoiser, own["sample_count"])
     )
+
+
+def _shared(run: Run, denoiser: Denoiser, folder: Path, noun: str) -> dict[str, Any]:
+    """What the page says of any run."""
+    schedule = denoiser.schedule
+    sessions = _sessions(run)
+    return {
+        "style": style,
+        "version": __version__,
+        "name": run.config.name,
+        "noun": noun,
+        "a_noun": f"an {noun}" if noun == "image" else f"a {noun}",
+        "signal": "image" if noun == "image" else "signal",
+        "kind_of_example": _kind_of_example(run.shape),
+        "steps": f"{run.step:,}",
+        "facts": list(_facts(run, denoiser, noun)),
+        "sampler": SAMPLER.upper(),
+        "seed": SEED,
+        "evaluations": _evaluations(denoiser),
+        "classes": getattr(run.config.network, "classes", None),
+        "pictures": _draw(run, schedule, noun, folder),
+        "schedule_kind": run.config.schedule.kind,
+        "timesteps": f"{schedule.timesteps:,}",
+        "half_way": _half_way(schedule),
+        "terminal": _share(schedule.sqrt_alphas_cumprod[-1].item()),
+        "warnings": schedule_warnings(run.config),
+        "asked_for": _ASKED_FOR[denoiser.prediction].format(noun=noun),
+        "where_it_is_hard": _WHERE_IT_IS_HARD[denoiser.prediction]
+        if noun == "image"
+        else _NEVER_ZERO,
+        "metrics_every": run.config.logging.metrics_every,
+        "previews": _previews(run.path / "samples" / "training"),
+        "preview_kind": "pixels" if noun == "image" else "",
+        "sessions": len(sessions),
+        "commands": list(dict.fromkeys(s["command"] for s in sessions if s.get("command"))),
+        "report_command": shlex.join(["inkdrop", "report", str(run.path)]),
+        "machines": _machines(run),
+        "configuration": list(_configuration(run.config, denoiser)),
+    }
 
 
 def schedule_warnings(config: Config) -> list[str]:
@@ -161,58 +151,28 @@ def schedule_warnings(config: Config) -> list[str]:
     return [text[:1].upper() + text[1:] for text in said]
 
 
-def _draw(
-    run: Run,
-    schedule: NoiseSchedule,
-    recorded: Trajectory,
-    strip: Trajectory,
-    columns: int,
-    folder: Path,
-) -> dict[str, Inline | None]:
-    """Write the pictures as PNG files, and give them back for the page."""
-    unit = _LOSS_UNITS.get(run.config.objective, run.config.objective)
-    metrics = run.metrics
-    drawn: dict[str, Figure | Image.Image] = {
-        "samples": pictures.grid(recorded.x[-1], columns, _TILE),
-        "loss": charts.loss_curve(metrics, unit),
-        "loss_by_timestep": charts.loss_by_timestep(metrics, schedule.timesteps, unit),
-        "noise_schedule": charts.noise_schedule(schedule, side_by_side=True),
-    }
-    narrow: dict[str, Figure | Image.Image] = {"noise_schedule": charts.noise_schedule(schedule)}
-    for kind, (count, width) in ((drawn, _WIDE_STRIP), (narrow, _NARROW_STRIP)):
-        kind["reverse"] = pictures.draw_trajectory(strip, count, width)
-        if run.example is not None:
-            kind["forward"] = pictures.forward_strip(schedule, run.example, SEED, count, width)
-    inlined: dict[str, Inline | None] = {"forward": None}
-    for name, picture in drawn.items():
-        content = pictures.png(picture)
-        replace_synced(folder / f"{name}.png", content)
-        inlined[name] = _inline(content, style.DENSITY)
-    for name, picture in narrow.items():
-        inlined[f"{name}_narrow"] = _inline(pictures.png(picture), style.DENSITY)
-    return inlined
+def _draw(run: Run, schedule: NoiseSchedule, noun: str, folder: Path) -> dict[str, Inline]:
+    """The charts of any run, for the page and as files."""
+    metrics, unit = run.metrics, charts.loss_unit(run.config.objective, run.config.prediction)
+    signal = "image" if noun == "image" else "signal"
+    return keep(
+        folder,
+        {
+            "loss": charts.loss_curve(metrics, unit),
+            "loss_by_timestep": charts.loss_by_timestep(metrics, schedule.timesteps, unit),
+            "noise_schedule": charts.noise_schedule(schedule, side_by_side=True, signal=signal),
+        },
+        {"noise_schedule": charts.noise_schedule(schedule, signal=signal)},
+    )
 
 
-def _sample_command(path: Path, count: int, steps: int) -> str:
+def _sample_command(run: Run, denoiser: Denoiser, count: int) -> str:
+    steps = _evaluations(denoiser)
     options = ["-n", count, "--sampler", SAMPLER, "--steps", steps, "--seed", SEED]
-    return shlex.join(["inkdrop", "sample", str(path), *map(str, options)])
+    return shlex.join(["inkdrop", "sample", str(run.path), *map(str, options)])
 
 
-def sheet(shape: tuple[int, ...], classes: int | None) -> tuple[int, int]:
-    """Columns and number of samples: a class to a column where there are not too many."""
-    count = max(4, min(_SAMPLES, _SAMPLE_PIXELS // math.prod(shape[1:])))
-    if classes is not None and 1 < classes <= 16:
-        return classes, classes * max(1, count // classes)
-    side = math.isqrt(count)
-    return side, side * side
-
-
-def film_count(shape: tuple[int, ...]) -> int:
-    """1, 4, 9 or 16 images, so that the film stays near a megabyte."""
-    return math.isqrt(max(1, min(16, _FILM_PIXELS // math.prod(shape[1:])))) ** 2
-
-
-def _facts(run: Run, denoiser: Denoiser) -> Iterator[Fact]:
+def _facts(run: Run, denoiser: Denoiser, noun: str) -> Iterator[Fact]:
     metrics, training = run.metrics, run.config.training
     seconds = [row["seconds"] for row in metrics if row.get("seconds") is not None]
     speeds = [row["images_per_second"] for row in metrics if row.get("images_per_second")]
@@ -225,14 +185,15 @@ def _facts(run: Run, denoiser: Denoiser) -> Iterator[Fact]:
         "training steps", f"{run.step:,}", f"of {training.steps:,}" if training.steps else ""
     )
     yield Fact(
-        "images seen", f"{run.step * training.batch_size:,}", f"{training.batch_size} in a step"
+        f"{noun}s seen", f"{run.step * training.batch_size:,}", f"{training.batch_size} in a step"
     )
     yield Fact("training time", duration(max(seconds)) if seconds else "–", ", ".join(trained_on))
-    yield Fact("speed", f"{median(speeds):,.0f}" if speeds else "–", "images a second")
+    yield Fact("speed", f"{median(speeds):,.0f}" if speeds else "–", f"{noun}s a second")
     yield Fact("training loss", _loss(loss), f"mean of the last {charts.RECENT} records")
     yield Fact("held-out loss", _loss(held_out), "averaged weights")
     yield Fact("parameters", f"{parameters:,}", type(denoiser.network).__name__)
-    yield Fact("image", " × ".join(map(str, run.shape)), "channels, height, width")
+    meaning = "channels, height, width" if noun == "image" else "dimensions"
+    yield Fact(noun, " × ".join(map(str, run.shape)), meaning)
     yield Fact("timesteps", f"{denoiser.schedule.timesteps:,}", "T")
     yield Fact("schedule", run.config.schedule.kind)
     yield Fact("prediction", denoiser.prediction)
@@ -257,7 +218,9 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // size)} {big} {int(seconds % size // part)} {small}"
 
 
-def _kind_of_image(shape: tuple[int, ...]) -> str:
+def _kind_of_example(shape: tuple[int, ...]) -> str:
+    if len(shape) != 3:
+        return "points in the plane" if shape == (2,) else f"points in {shape[0]} dimensions"
     colours = {1: "grey ", 3: "colour "}.get(shape[0], f"{shape[0]}-channel ")
     return f"{colours}images of {shape[1]} × {shape[2]} pixels"
 
@@ -283,15 +246,7 @@ def _previews(folder: Path) -> list[dict[str, Any]]:
 def _thumbnail(path: Path) -> Inline:
     image = Image.open(path)
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
-    return _inline(pictures.png(image))
-
-
-def _inline(content: bytes, density: int = 1) -> Inline:
-    """A PNG or GIF file, `density` of its pixels to a CSS pixel."""
-    image = Image.open(io.BytesIO(content))
-    mime = Image.MIME[image.format or "PNG"]
-    source = f"data:{mime};base64,{base64.b64encode(content).decode()}"
-    return Inline(source, image.width // density, image.height // density)
+    return inline(pictures.png(image))
 
 
 def _sessions(run: Run) -> list[dict[str, Any]]:

@@ -23,8 +23,10 @@ from ..checkpoint import replace_synced
 from ..data.pixels import to_float, to_uint8
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.forward import q_sample
-from ..diffusion.samplers import State, build_table, initial_noise, sample_steps, spaced_timesteps
+from ..diffusion.samplers import State, build_table, initial_noise, sample_steps
 from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.solvers import SamplerTable
+from ..diffusion.spacing import spaced_timesteps
 from ..errors import InkdropError
 from ..randomness import normal
 from . import style
@@ -163,6 +165,8 @@ def record(
     seed: int = 0,
     *,
     condition: Tensor | None = None,
+    table: SamplerTable | None = None,
+    clip: str | None = "auto",
     batch_size: int | None = None,
     moments: int | None = None,
 ) -> Trajectory:
@@ -177,7 +181,7 @@ def record(
         raise InkdropError(
             f"pictures need images (C, H, W), but the denoiser's shape is {denoiser.shape}"
         )
-    table = build_table(denoiser.schedule, sampler, steps)
+    table = table or build_table(denoiser.schedule, sampler, steps)
     x_init = initial_noise(n, denoiser.shape, seed)
     states = sample_steps(
         denoiser,
@@ -185,6 +189,7 @@ def record(
         seed=seed,
         table=table,
         x_init=x_init,
+        clip=clip,
         condition=condition,
         batch_size=batch_size,
     )
@@ -247,7 +252,7 @@ def forward_strip(
         width: about the width, in CSS pixels; large images make a wider picture.
     """
     count = min(_with_both_ends(columns) - 1, schedule.timesteps)
-    t = torch.tensor(spaced_timesteps(schedule.timesteps, count)[::-1])
+    t = torch.tensor(spaced_timesteps(schedule, count)[::-1])
     x_start = to_float(image).expand(count, *image.shape)
     noise = normal(tuple(image.shape), seed, "forward strip").expand_as(x_start)
     x_t = to_uint8(q_sample(schedule, x_start, t, noise))
@@ -285,8 +290,14 @@ def write_gif(recorded: Trajectory, path: str | Path, columns: int | None = None
     The last frame's greys are exact; colours are reduced to the 256 that GIF has room for.
     """
     frames = [grid(x, columns) for x in recorded.moments(FRAMES).x]
-    frames = _in_one_palette(frames) if frames[-1].mode == "RGB" else _coarse_at_first(frames)
-    durations = [_FRAME_MS] * len(frames)
+    write_film(
+        _in_one_palette(frames) if frames[-1].mode == "RGB" else _coarse_at_first(frames), path
+    )
+
+
+def write_film(frames: Sequence[Image.Image], path: str | Path, frame_ms: int = _FRAME_MS) -> None:
+    """Write frames as an endless GIF that rests a little on the first and longer on the last."""
+    durations = [frame_ms] * len(frames)
     durations[0], durations[-1] = _FIRST_FRAME_MS, _LAST_FRAME_MS
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
