@@ -58,7 +58,7 @@ def test_help_and_options_import_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "report", "presets", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sample", "report", "compare", "presets", "doctor"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):  # tyro leaves by itself
         call(command, "--help")
@@ -103,6 +103,24 @@ def test_train_sample_report_from_the_command_line(
     assert "is finished" in " ".join(capsys.readouterr().out.split())
 
 
+def test_points_are_sampled_reported_and_compared_from_the_command_line(
+    points_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Path(shutil.copytree(points_run, tmp_path / name)) for name in ("a", "b")]
+    assert call("sample", runs[0], "-n", 30, "--steps", 2, "--trajectory") == 0
+    assert "30 points are in" in " ".join(capsys.readouterr().out.split())
+    made = runs[0] / "samples" / "ddim-2-n30-seed0"
+    assert {"samples.npy", "scatter.png", "paths.png"} <= {p.name for p in made.iterdir()}
+
+    assert call("compare", *runs, "-n", 20, "--steps", 2) == 0
+    text = capsys.readouterr().out
+    assert "oracle" in text
+    assert "energy distance" in text
+    assert (tmp_path / "comparison" / "comparison.json").exists()
+    line = complaint(capsys, "compare", *runs, "--out", runs[0] / "config.json")
+    assert "config.json is a file; choose a folder" in line
+
+
 def test_epochs_take_the_place_of_the_presets_steps(tmp_path: Path) -> None:
     out = tmp_path / "run"
     epochs = ["--training.epochs", "0.1", "--training.batch-size", "32"]
@@ -143,6 +161,9 @@ def test_presets_and_doctor_answer(capsys: pytest.CaptureFixture[str]) -> None:
         (["sample"], "needs a run folder"),
         (["sample", "/no/such/run"], "there is no run folder /no/such/run"),
         (["report", "/no/such/run"], "there is no run folder /no/such/run"),
+        (["compare"], "compare needs at least two run folders first"),
+        (["compare", "runs/a", "--seed", "1"], "compare needs at least two run folders first"),
+        (["compare", "/no/a", "/no/b"], "there is no run folder /no/a"),
         (["doctor", "--verbos"], "unknown option --verbos"),
     ],
 )

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from .config import Config
     from .data.images import ImageSet, Source
     from .data.pixels import to_float, to_uint8
+    from .data.points import PointSet
     from .diffusion import forward, objectives, prediction, samplers
     from .diffusion.denoiser import Denoiser, Estimate
-    from .diffusion.samplers import sample, sample_steps
+    from .diffusion.likelihood import bits_per_dim, ode_likelihood
+    from .diffusion.oracle import GaussianMixture
+    from .diffusion.samplers import invert, sample, sample_steps
     from .diffusion.schedule import NoiseSchedule, ScheduleWarning
     from .errors import InkdropError
-    from .report import pictures
+    from .report import pictures, points
+    from .report.compare import compare
     from .run import Run, load
     from .training.trainer import TrainingDiverged, train
 
@@ -29,6 +33,7 @@ _MODULES = {
     "forward": "diffusion.forward",
     "objectives": "diffusion.objectives",
     "pictures": "report.pictures",
+    "points": "report.points",
     "prediction": "diffusion.prediction",
     "presets": "presets",
     "samplers": "diffusion.samplers",
@@ -37,14 +42,20 @@ _HOMES = {
     "Config": "config",
     "Denoiser": "diffusion.denoiser",
     "Estimate": "diffusion.denoiser",
+    "GaussianMixture": "diffusion.oracle",
     "ImageSet": "data.images",
     "InkdropError": "errors",
     "NoiseSchedule": "diffusion.schedule",
+    "PointSet": "data.points",
     "Run": "run",
     "ScheduleWarning": "diffusion.schedule",
     "Source": "data.images",
     "TrainingDiverged": "training.trainer",
+    "bits_per_dim": "diffusion.likelihood",
+    "compare": "report.compare",
+    "invert": "diffusion.samplers",
     "load": "run",
+    "ode_likelihood": "diffusion.likelihood",
     "sample": "diffusion.samplers",
     "sample_steps": "diffusion.samplers",
     "to_float": "data.pixels",
@@ -56,17 +67,24 @@ __all__ = [
     "Config",
     "Denoiser",
     "Estimate",
+    "GaussianMixture",
     "ImageSet",
     "InkdropError",
     "NoiseSchedule",
+    "PointSet",
     "Run",
     "ScheduleWarning",
     "Source",
     "TrainingDiverged",
+    "bits_per_dim",
+    "compare",
     "forward",
+    "invert",
     "load",
     "objectives",
+    "ode_likelihood",
     "pictures",
+    "points",
     "prediction",
     "presets",
     "sample",

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from .errors import InkdropError, unknown_name
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .run import Run
+
 _HELP = """\
 inkdrop: denoising diffusion models, from images to samples, pictures and numbers
 
@@ -23,7 +26,10 @@ usage: inkdrop COMMAND ...
 
   train PRESET    train on images, or go on where a run left off
   sample RUN      generate images from a run
+  likelihood RUN  measure bits per dimension, term by term
+  fit RUN         fit timesteps to a run, for sample --timesteps fitted
   report RUN      make a run's pictures and its report.html
+  compare RUN …   hold runs against their data and each other
   presets         list what train can start from
   doctor          check this machine
 
@@ -73,7 +79,7 @@ def _train(arguments: list[str]) -> int:
 
     if not arguments or arguments[0] in ("-h", "--help"):
         names = "\n".join(
-            f"  {name:12} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()
+            f"  {name:20} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()
         )
         _print(
             "usage: inkdrop train PRESET [options]\n\npresets:\n"
@@ -121,16 +127,50 @@ def _sample(arguments: list[str]) -> int:
     options = parse(
         SampleOptions, rest, "inkdrop sample RUN", "Generate images from a run.", SampleOptions()
     )
-    from .run import load
     from .sampling import write_samples
 
     console = _console()
-    made = write_samples(
-        load(path, device=options.device),
-        **{f.name: getattr(options, f.name) for f in fields(options) if f.name != "device"},
-        console=console,
+    run = _loaded(path, options)
+    made = write_samples(run, **_named(options), console=console)
+    what = "images and a grid" if len(run.shape) == 3 else "points"
+    say(console, f"{options.n} {what} are in {made}; next: inkdrop report {path}")
+    return 0
+
+
+def _likelihood(arguments: list[str]) -> int:
+    path, rest = _run_folder("likelihood", arguments)
+    from .options import LikelihoodOptions, parse
+
+    options = parse(
+        LikelihoodOptions,
+        rest,
+        "inkdrop likelihood RUN",
+        "Measure a run's bits per dimension.",
+        LikelihoodOptions(),
     )
-    say(console, f"{options.n} images and a grid are in {made}; next: inkdrop report {path}")
+    from .scoring import write_likelihood
+
+    console = _console()
+    file = write_likelihood(_loaded(path, options), **_named(options), console=console)
+    say(console, f"all terms are in {file}, drawn in {path / 'pictures' / 'likelihood.png'}")
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    path, rest = _run_folder("fit", arguments)
+    from .options import FitOptions, parse
+
+    options = parse(
+        FitOptions, rest, "inkdrop fit RUN", "Fit timesteps to a run's bound.", FitOptions()
+    )
+    from .scoring import write_fit
+
+    console = _console()
+    file = write_fit(_loaded(path, options), **_named(options), console=console)
+    say(
+        console,
+        f"kept in {file}; next: inkdrop sample {path} --sampler unipc --steps 10 --timesteps fitted-path",
+    )
     return 0
 
 
@@ -147,13 +187,48 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: list[str]) -> int:
+    paths = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    from .options import CompareOptions, parse
+
+    options = parse(
+        CompareOptions,
+        arguments[len(paths) :],
+        "inkdrop compare RUN RUN …",
+        "Hold runs on the same data against it and each other.",
+        CompareOptions(),
+    )
+    if len(paths) < 2:
+        raise InkdropError(
+            "compare needs at least two run folders first: inkdrop compare runs/a runs/b"
+        )
+    from .report.compare import compare, default_folder
+    from .run import load
+
+    folder = Path(options.out) if options.out else default_folder(paths)
+    if folder.exists() and not folder.is_dir():
+        raise InkdropError(f"--out {folder} is a file; choose a folder")
+    console = _console()
+    comparison = compare(
+        [load(path, device=options.device) for path in paths],
+        n=options.n,
+        sampler=options.sampler,
+        steps=options.steps,
+        seed=options.seed,
+        console=console,
+    )
+    console.print(comparison.printed())
+    say(console, f"the comparison is {comparison.write(folder) / 'comparison.md'}")
+    return 0
+
+
 def _presets(arguments: list[str]) -> int:
     _no_options(arguments, "inkdrop presets", "List the presets.")
     from .presets import PRESETS
 
     _print(
         "\n".join(
-            f"{name:12} {(make.__doc__ or '').strip()}\n{'':12} {_summary(make())}"
+            f"{name:20} {(make.__doc__ or '').strip()}\n{'':20} {_summary(make())}"
             for name, make in PRESETS.items()
         )
     )
@@ -178,7 +253,10 @@ def _doctor(arguments: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sample": _sample,
+    "likelihood": _likelihood,
+    "fit": _fit,
     "report": _report,
+    "compare": _compare,
     "presets": _presets,
     "doctor": _doctor,
 }
@@ -197,6 +275,17 @@ def _run_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         raise InkdropError(f"{command} needs a run folder first: inkdrop {command} runs/digits")
     return Path(arguments[0]), arguments[1:]
+
+
+def _loaded(path: Path, options: Any) -> Run:
+    from .run import load
+
+    return load(path, device=options.device)
+
+
+def _named(options: Any) -> dict[str, Any]:
+    """The options by name, but for the device, which the run was loaded on."""
+    return {f.name: getattr(options, f.name) for f in fields(options) if f.name != "device"}
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

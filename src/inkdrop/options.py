@@ -37,21 +37,108 @@ class SampleOptions:
     """Options of `inkdrop sample`."""
 
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
-    """How many images."""
+    """How many images or points."""
     sampler: str = "ddim"
-    """ddim, ancestral or ancestral-beta."""
+    """ddim, ancestral, ancestral-beta, ancestral-learned, dpm-solver++, unipc or heun."""
     steps: int | None = None
-    """Network evaluations; 50 for ddim and every timestep for ancestral where not given."""
+    """How many timesteps are visited; the sampler's own number where not given."""
+    evaluations: int | None = None
+    """The same in network evaluations: a step of heun takes two."""
+    timesteps: str | None = None
+    """Which: trailing, leading, linspace, quadratic, log-snr, karras, after inkdrop fit also
+    fitted or fitted-path, or a falling list such as 999,700,400; the sampler's own where not
+    given."""
+    eta: float | None = None
+    """ddim: from 0, deterministic, to 1, ancestral."""
+    order: int | None = None
+    """dpm-solver++, unipc: 1, 2 or 3."""
+    clip: str = "auto"
+    """What keeps estimates in range: range, dynamic or none; auto is range for images."""
     seed: int = 0
-    """Names the images: image i of a seed is always the same."""
+    """Names the samples: sample i of a seed is always the same."""
     out: str | None = None
     """A new folder for them; one inside RUN/samples where not given."""
     weights: str = "ema"
     """ema (averaged) or raw."""
     batch_size: int = 256
-    """Images computed at once."""
+    """How many are computed at once."""
     trajectory: bool = False
-    """Also draw how they came about: trajectory.png and trajectory.gif."""
+    """Also draw how they came about: trajectory.png, and trajectory.gif or paths.png."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class CompareOptions:
+    """Options of `inkdrop compare`."""
+
+    out: str | None = None
+    """The folder for the tables and pictures; comparison, beside the runs, where not given."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many examples each run generates; 5,000 points or 500 images where not given."""
+    sampler: str = "ddim"
+    """The sampler of all runs, as for inkdrop sample."""
+    steps: int | None = None
+    """Network evaluations; the sampler's own number where not given."""
+    seed: int = 0
+    """Names the examples."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class LikelihoodOptions:
+    """Options of `inkdrop likelihood`."""
+
+    split: str = "held-out"
+    """held-out (the test set, or what training set aside) or train."""
+    data: tuple[str, ...] = ()
+    """Where the data lies, if not where training found it."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """The first n examples; all where not given."""
+    terms: int | None = None
+    """KL terms asked of each example, an unbiased estimate; as many as 250,000 network inputs allow
+    where not given."""
+    steps: int | None = None
+    """Steps of the reverse process; every timestep where not given."""
+    timesteps: str | None = None
+    """Which, when steps are given: as for inkdrop sample."""
+    variance: str | None = None
+    """Of the reverse steps: posterior, beta or learned; the configuration's where not given."""
+    clip: str = "auto"
+    """What keeps estimates in range: range, dynamic or none; auto is range for images."""
+    weights: str = "ema"
+    """ema (averaged) or raw."""
+    seed: int = 0
+    """Names the noise."""
+    batch_size: int = 256
+    """How many network inputs are computed at once."""
+    ode: bool = False
+    """Also the probability-flow ODE's likelihood (the extra ode)."""
+    divergence: str = "hutchinson"
+    """Of the ODE: hutchinson or exact."""
+    probes: int = 1
+    """Hutchinson's random directions for each example."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class FitOptions:
+    """Options of `inkdrop fit`."""
+
+    split: str = "train"
+    """train or held-out."""
+    data: tuple[str, ...] = ()
+    """Where the data lies, if not where training found it."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 256
+    """How many examples to measure."""
+    weights: str = "ema"
+    """ema (averaged) or raw."""
+    seed: int = 0
+    """Names the noise."""
+    batch_size: int = 256
+    """How many network inputs are computed at once."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

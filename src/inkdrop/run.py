@@ -6,6 +6,8 @@ RUN/checkpoints/        step-…/: weights, averaged weights, optimizer
 RUN/metrics.jsonl       one JSON object a line
 RUN/example.png         a held-out image, for pictures
 RUN/samples/            images and grids
+RUN/timesteps.json      what `inkdrop fit` measured, for fitted timesteps
+RUN/likelihood.json     what `inkdrop likelihood` measured
 RUN/pictures/, RUN/report.html
 """
 
@@ -13,16 +15,18 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from .build import build_denoiser, choose_device
+from .build import build_denoiser, build_schedule, choose_device
 from .checkpoint import (
     FORMAT_VERSION,
     check_version,
@@ -35,9 +39,14 @@ from .checkpoint import (
 from .config import Config
 from .data.pixels import to_picture
 from .diffusion.denoiser import Denoiser
-from .errors import InkdropError
+from .diffusion.fitting import PathErrors, StepTerms, fit_path, fit_timesteps
+from .diffusion.samplers import build_table, step_count
+from .diffusion.solvers import SamplerTable
+from .diffusion.spacing import FITTED
+from .errors import InkdropError, unknown_name
 from .metrics import read_metrics
 
+FITTED_FILE = "timesteps.json"
 WEIGHTS = {"ema": "ema", "raw": "weights"}
 
 
@@ -92,6 +101,69 @@ class Run:
         denoiser.network.to(choose_device(self._device)).eval()
         return denoiser
 
+    def fitted_timesteps(self, count: int, kind: str = "fitted") -> list[int]:
+        """The `count` falling timesteps that suit this model best: see `inkdrop fit`.
+
+        Args:
+            kind: "fitted" has the least variational bound; "fitted-path" keeps a deterministic
+                sampler nearest to its path.
+
+        Raises:
+            InkdropError: if they were never fitted, or to another checkpoint.
+        """
+        if kind not in FITTED:
+            raise unknown_name("kind of fitted timesteps", kind, FITTED)
+        file = self.path / FITTED_FILE
+        if not file.exists():
+            raise InkdropError(
+                f"{self.path} has no fitted timesteps yet; `inkdrop fit {self.path}` fits them"
+            )
+        content = _json(file)
+        if content["step"] != self.step:
+            raise InkdropError(
+                f"{file} was fitted to step {content['step']:,}, but the newest checkpoint is of "
+                f"step {self.step:,}; `inkdrop fit {self.path}` fits it again"
+            )
+        if kind == "fitted-path":
+            return fit_path(_path_errors(content["path"]), count)
+        terms = StepTerms(
+            np.array(content["x_start_mse"]), np.array(content["decoder"]), content["examples"]
+        )
+        return fit_timesteps(build_schedule(self.config.schedule), terms, count)
+
+    def table(
+        self,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        *,
+        evaluations: int | None = None,
+        timesteps: str | Sequence[int] | None = None,
+        eta: float | None = None,
+        order: int | None = None,
+    ) -> SamplerTable:
+        """`samplers.build_table` for this run, which knows its fitted timesteps.
+
+        Args:
+            timesteps: also "fitted", "fitted-path", or a list written as text, "999,700,400".
+            The rest is as for `sample`.
+        """
+        schedule = build_schedule(self.config.schedule)
+        if isinstance(timesteps, str) and timesteps[:1].isdecimal():
+            timesteps = _listed(timesteps)
+        if isinstance(timesteps, str) and timesteps in FITTED:
+            count = step_count(schedule, sampler, steps, evaluations)
+            timesteps = self.fitted_timesteps(count, timesteps)
+            steps = evaluations = None
+        return build_table(
+            schedule,
+            sampler,
+            steps,
+            evaluations=evaluations,
+            timesteps=timesteps,
+            eta=eta,
+            order=order,
+        )
+
     def cycled_classes(self, first: int, count: int) -> Tensor | None:
         """The classes of images first … first + count - 1 when all take turns; None without."""
         return cycled_classes(self.config, first, count)
@@ -143,6 +215,27 @@ def read_config(path: Path) -> Config:
         raise InkdropError(f"{file} does not describe a run: {error}") from None
 
 
+def write_fitted(run: Run, terms: StepTerms, errors: PathErrors, protocol: dict[str, Any]) -> Path:
+    """Keep what timesteps are fitted to, beside how it was measured."""
+    file = run.path / FITTED_FILE
+    content = {
+        "format_version": FORMAT_VERSION,
+        "step": run.step,
+        **protocol,
+        "examples": terms.examples,
+        "x_start_mse": terms.x_start_mse.tolist(),
+        "decoder": terms.decoder.tolist(),
+        "path": {
+            "examples": errors.examples,
+            "timesteps": errors.timesteps,
+            "step": [_short(row[i + 1 :]) for i, row in enumerate(errors.step)],
+            "last": _short(errors.last),
+        },
+    }
+    replace_synced(file, json.dumps(content, indent=1).encode())
+    return file
+
+
 def write_config(path: Path, config: Config) -> None:
     """Write config.json."""
     content = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json")}
@@ -164,6 +257,37 @@ def read_environment(path: Path) -> dict[str, Any]:
         return {"sessions": []}
     content: dict[str, Any] = json.loads(file.read_bytes())
     return content
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError:
+        raise InkdropError(f"{file} is damaged: it holds no JSON; delete it") from None
+    check_version(file, content)
+    return content
+
+
+def _short(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _path_errors(content: dict[str, Any]) -> PathErrors:
+    size = len(content["timesteps"])
+    step = np.full((size, size), np.inf)
+    for i, row in enumerate(content["step"]):
+        step[i, i + 1 :] = row
+    timesteps, last = tuple(content["timesteps"]), np.array(content["last"])
+    return PathErrors(timesteps, step, last, content["examples"])
+
+
+def _listed(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InkdropError(
+            f"timesteps must be a spacing's name or a list such as 999,700,400, got {text!r}"
+        ) from None
 
 
 def _no_checkpoint(folder: Path) -> InkdropError:

@@ -1,0 +1,268 @@
+"""What a run's likelihood is and which timesteps suit it, measured on its data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from .checkpoint import FORMAT_VERSION, replace_synced
+from .data.examples import Examples, to_x_start
+from .data.sources import load_source
+from .data.stream import held_out_split
+from .diffusion.fitting import bound_of, fit_timesteps, measure_path, measure_terms
+from .diffusion.likelihood import BitsPerDim, bits_per_dim, ode_likelihood
+from .diffusion.objectives import chosen_variance
+from .diffusion.spacing import SPACINGS, spaced_timesteps
+from .errors import InkdropError
+from .metrics import TIMESTEP_BINS, bin_label, timestep_bin
+from .report.charts import likelihood_terms
+from .report.pictures import save
+from .run import Run, write_fitted
+
+LIKELIHOOD_FILE = "likelihood.json"
+SPLITS = ("held-out", "train")
+_INPUTS = 250_000  # network inputs that a likelihood takes, where it is not told how many
+_PATHS, _PATH_NUMBERS = 128, 2**20  # that a fit follows; fewer where examples are large
+_COMPARED = (5, 10, 20, 50)  # numbers of steps that a fit is shown for
+_MARGIN = 32
+
+
+def write_likelihood(
+    run: Run,
+    *,
+    split: str = "held-out",
+    data: tuple[str, ...] = (),
+    n: int | None = None,
+    terms: int | None = None,
+    steps: int | None = None,
+    timesteps: str | None = None,
+    variance: str | None = None,
+    clip: str = "auto",
+    weights: str = "ema",
+    seed: int = 0,
+    batch_size: int = 256,
+    ode: bool = False,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    console: Console | None = None,
+) -> Path:
+    """Measure the bound (and the ODE's likelihood), and write RUN/likelihood.json and its picture.
+
+    Args:
+        split: "held-out" is the test set, or what training set aside; or "train".
+        data: where the data lies, if not where training found it.
+        n: the first n examples; all by default.
+        terms: KL terms asked of each example, an unbiased estimate; by default all, where that
+            takes at most 250,000 network inputs, or as many as that allows.
+        steps: of the reverse process, instead of every timestep, spaced as `timesteps` says.
+        ode: also the probability-flow ODE's likelihood.
+        The rest is as for `bits_per_dim` and `ode_likelihood`.
+
+    Returns:
+        The JSON file.
+    """
+    examples = _examples(run, split, data, n)
+    denoiser = run.load_denoiser(weights)
+    full = denoiser
+    if steps is not None:
+        denoiser = denoiser.respaced(run.table("ddim", steps, timesteps=timesteps).timesteps[::-1])
+    elif timesteps is not None:
+        raise InkdropError(f"timesteps {timesteps} needs steps, the number of them")
+    variance = chosen_variance(denoiser, variance or run.config.variance)
+    total = denoiser.schedule.timesteps
+    if terms is None and len(examples) * total > _INPUTS:
+        terms = max(1, min(total - 1, _INPUTS // len(examples)))
+    asked = total if terms is None else terms + 1
+    kept_clip = None if clip == "none" else clip
+    with _progress(console, "bound", len(examples) * asked) as bar:
+        bound = bits_per_dim(
+            denoiser,
+            _batches(run, examples, batch_size),
+            terms=terms,
+            batch_size=batch_size,
+            seed=seed,
+            variance=variance,
+            clip=kept_clip,
+            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+        )
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "step": run.step,
+        "weights": weights,
+        "split": split,
+        "examples": len(examples),
+        "data": examples.fingerprint,
+        "seed": seed,
+        "timesteps": denoiser.schedule.network_timesteps.tolist(),
+        "terms": total - 1 if terms is None else terms,
+        "variance": variance,
+        "clip": clip,
+        "bits_per_dim": bound.total,
+        "standard_error": _known(bound.standard_error),
+        "prior": bound.prior,
+        "decoder": bound.decoder,
+        "per_timestep": bound.per_timestep.tolist(),
+        "noise_mse": [_known(value) for value in bound.noise_mse.tolist()],
+    }
+    if ode:
+        with _progress(console, "probability-flow ODE", None) as bar:
+            found = ode_likelihood(
+                full,
+                _batches(run, examples, batch_size),
+                divergence=divergence,
+                probes=probes,
+                batch_size=batch_size,
+                seed=seed,
+                progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+            )
+        content["ode"] = {
+            "bits_per_dim": found.bits_per_dim,
+            "standard_error": _known(found.standard_error),
+            "divergence": divergence,
+            "probes": probes if divergence == "hutchinson" else None,
+            "evaluations_per_example": found.evaluations / len(examples),
+        }
+    picture = likelihood_terms(bound)
+    save(picture, run.path / "pictures" / "likelihood.png", margin=_MARGIN)
+    file = run.path / LIKELIHOOD_FILE
+    replace_synced(file, json.dumps(content, indent=1).encode())
+    if console is not None:
+        console.print(_likelihood_table(bound, total, content))
+    return file
+
+
+def write_fit(
+    run: Run,
+    *,
+    split: str = "train",
+    data: tuple[str, ...] = (),
+    n: int = 256,
+    weights: str = "ema",
+    seed: int = 0,
+    batch_size: int = 256,
+    console: Console | None = None,
+) -> Path:
+    """Measure what a step from each timestep costs, and write RUN/timesteps.json.
+
+    From it `--timesteps fitted` (by the bound, for ancestral sampling and likelihood) and
+    `--timesteps fitted-path` (by a deterministic sampler's path) find the best timesteps for any
+    number of steps. The arguments are those of `write_likelihood`.
+    """
+    examples = _examples(run, split, data, n)
+    denoiser = run.load_denoiser(weights)
+    schedule = denoiser.schedule
+    with _progress(console, "measuring", len(examples) * schedule.timesteps) as bar:
+        terms = measure_terms(
+            denoiser,
+            _batches(run, examples, batch_size),
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+        )
+    paths = max(4, min(_PATHS, _PATH_NUMBERS // math.prod(run.shape)))
+    with _progress(console, "following paths", None) as bar:
+        errors = measure_path(
+            denoiser,
+            paths,
+            condition=run.cycled_classes(0, paths),
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+        )
+    protocol = {"weights": weights, "split": split, "data": examples.fingerprint, "seed": seed}
+    file = write_fitted(run, terms, errors, protocol)
+    if console is not None:
+        table = Table("steps", "fitted", "best fixed", "", "fitted timesteps", box=None)
+        for count in (count for count in _COMPARED if count <= schedule.timesteps):
+            fitted = fit_timesteps(schedule, terms, count)
+            bounds = {
+                name: bound_of(schedule, terms, spaced_timesteps(schedule, count, name))
+                for name in SPACINGS
+            }
+            best = min(bounds, key=lambda name: bounds[name])
+            shown = ", ".join(map(str, fitted[:10])) + (", …" if count > 10 else "")
+            values = (bound_of(schedule, terms, fitted), bounds[best])
+            bits = (f"{value / math.log(2):.4f}" for value in values)
+            table.add_row(str(count), *bits, best, shown)
+        console.print("bound in bits per dimension, less its prior:")
+        console.print(table)
+    return file
+
+
+def _examples(run: Run, split: str, data: tuple[str, ...], n: int | None) -> Examples:
+    if split not in SPLITS:
+        raise InkdropError(f"split must be held-out or train, got {split!r}")
+    config = run.config.data
+    source = load_source(config.source, data or config.path)
+    train, held_out = held_out_split(source.train, source.test, config.held_out)
+    if train.fingerprint != run.fingerprint:
+        raise InkdropError(
+            f"{run.path} was trained on other {train.noun}s than these ({train.name}): give the "
+            "same ones with --data"
+        )
+    chosen = train if split == "train" else source.test or held_out
+    if chosen is None:
+        raise InkdropError(f"{run.path} has no held-out {train.noun}s; choose --split train")
+    if n is None:
+        return chosen
+    if n < 1:
+        raise InkdropError(f"n must be at least 1, got {n}")
+    return chosen.take(range(min(n, len(chosen))))
+
+
+def _batches(
+    run: Run, examples: Examples, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """x_start and classes, a batch at a time: the set itself stays as it is kept."""
+    told = getattr(run.config.network, "classes", None) is not None
+    for i in range(0, len(examples), batch_size):
+        rows = slice(i, i + batch_size)
+        labels = examples.labels[rows] if told and examples.labels is not None else None
+        yield to_x_start(examples.values[rows]), labels
+
+
+def _likelihood_table(bound: BitsPerDim, total: int, content: dict[str, Any]) -> Table:
+    table = Table("term", "bits/dim", box=None)
+    table.columns[1].justify = "right"
+    table.add_row("prior", f"{bound.prior:.4f}")
+    bins = np.zeros(TIMESTEP_BINS)
+    for t, value in enumerate(bound.per_timestep.tolist()):
+        bins[timestep_bin(t, total)] += value
+    for i in reversed(range(min(TIMESTEP_BINS, total))):
+        table.add_row(f"t = {bin_label(i, total)}", f"{bins[i]:.4f}")
+    table.add_row("decoder", f"{bound.decoder:.4f}")
+    table.add_row("[bold]bound", f"[bold]{bound.total:.4f} ± {bound.standard_error:.4f}")
+    if "ode" in content:
+        found = content["ode"]
+        error = found["standard_error"]
+        table.add_row(
+            "ODE", f"{found['bits_per_dim']:.4f} ± {math.nan if error is None else error:.4f}"
+        )
+    return table
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _progress(console: Console | None, what: str, total: int | None) -> Progress:
+    progress = Progress(
+        TextColumn(f"[bold]{what}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} network inputs"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None or not console.is_terminal,
+    )
+    progress.add_task("", total=total)
+    return progress
