@@ -1,4 +1,4 @@
-"""Plain sentences on a console."""
+"""Plain sentences on a console, and bars for what takes a while."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 def say(console: Console | None, text: str) -> None:
     """Print text as it is, with no markup read into paths and no lines broken; None is silent."""
     if console is not None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_bar(console: Console | None, what: str, total: int | None) -> Progress:
+    """A bar of network inputs done, for a `with`; nothing where no person is watching.
+
+    Args:
+        total: how many there will be; None where nobody knows.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn(f"[bold]{what}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} network inputs"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None or not console.is_terminal,
+    )
+    bar.add_task("", total=total)
+    return bar

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from .checkpoint import write_synced
+from .console import progress_bar
 from .data.pixels import to_picture, to_uint8
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import sample_steps
@@ -114,7 +115,7 @@ def write_samples(
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     try:
-        with _progress(console, len(table) * -(-n // batch_size)) as progress:
+        with progress_bar(console, "sampling", len(table) * n) as progress:
             batches = _batches(run, denoiser, table, clip, n, batch_size, seed, progress)
             if images:
                 _write_images(batches, writing)
@@ -178,7 +179,7 @@ def _batches(
         )
         for state in states:
             x = state.x
-            progress.advance(progress.task_ids[0])
+            progress.advance(progress.task_ids[0], count)
         yield x.cpu()
 
 
@@ -200,16 +201,3 @@ def _write_points(batches: Iterable[Tensor], folder: Path, plane: bool) -> None:
     np.save(folder / "samples.npy", x)
     if plane:
         save(points.scatter(x[:_SCATTER_POINTS]), folder / "scatter.png")
-
-
-def _progress(console: Console | None, total: int) -> Progress:
-    progress = Progress(
-        TextColumn("[bold]sampling"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-    )
-    progress.add_task("", total=total)
-    return progress

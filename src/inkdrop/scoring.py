@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from .checkpoint import FORMAT_VERSION, replace_synced
+from .console import progress_bar
 from .data.examples import Examples, to_x_start
 from .data.sources import load_source
 from .data.stream import held_out_split
@@ -83,7 +83,7 @@ def write_likelihood(
         terms = max(1, min(total - 1, _INPUTS // len(examples)))
     asked = total if terms is None else terms + 1
     kept_clip = None if clip == "none" else clip
-    with _progress(console, "bound", len(examples) * asked) as bar:
+    with progress_bar(console, "bound", len(examples) * asked) as bar:
         bound = bits_per_dim(
             denoiser,
             _batches(run, examples, batch_size),
@@ -114,7 +114,7 @@ def write_likelihood(
         "noise_mse": [_known(value) for value in bound.noise_mse.tolist()],
     }
     if ode:
-        with _progress(console, "probability-flow ODE", None) as bar:
+        with progress_bar(console, "probability-flow ODE", None) as bar:
             found = ode_likelihood(
                 full,
                 _batches(run, examples, batch_size),
@@ -160,7 +160,7 @@ def write_fit(
     examples = _examples(run, split, data, n)
     denoiser = run.load_denoiser(weights)
     schedule = denoiser.schedule
-    with _progress(console, "measuring", len(examples) * schedule.timesteps) as bar:
+    with progress_bar(console, "measuring", len(examples) * schedule.timesteps) as bar:
         terms = measure_terms(
             denoiser,
             _batches(run, examples, batch_size),
@@ -169,7 +169,7 @@ def write_fit(
             progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
         )
     paths = max(4, min(_PATHS, _PATH_NUMBERS // math.prod(run.shape)))
-    with _progress(console, "following paths", None) as bar:
+    with progress_bar(console, "following paths", None) as bar:
         errors = measure_path(
             denoiser,
             paths,
@@ -253,16 +253,3 @@ def _likelihood_table(bound: BitsPerDim, total: int, content: dict[str, Any]) ->
 def _known(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _progress(console: Console | None, what: str, total: int | None) -> Progress:
-    progress = Progress(
-        TextColumn(f"[bold]{what}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} network inputs"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-    )
-    progress.add_task("", total=total)
-    return progress
