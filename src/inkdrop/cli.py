@@ -167,10 +167,8 @@ def _fit(arguments: list[str]) -> int:
 
     console = _console()
     file = write_fit(_loaded(path, options), **_named(options), console=console)
-    say(
-        console,
-        f"kept in {file}; next: inkdrop sample {path} --sampler unipc --steps 10 --timesteps fitted-path",
-    )
+    following = f"inkdrop sample {path} --sampler unipc --steps 10 --timesteps fitted-path"
+    say(console, f"kept in {file}; next: {following}")
     return 0
 
 
