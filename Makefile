@@ -1,13 +1,16 @@
 # make demo: set up, train on the embedded digits, sample, write the report
 # make test: set up, run every check
+# make notebook: run examples/gmm.ipynb, and keep what comes out in it
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/digits
+NOTEBOOK := examples/gmm.ipynb
+CELL_SECONDS := 300
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint notebook clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,8 +44,17 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports
 
 # Two single-threaded workers use two cores better than two threads do on networks this small.
+# The notebook takes longest: it comes first, and the other worker takes over what lies behind it.
 test: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term \
+		--nbmake --nbmake-timeout $(CELL_SECONDS) $(NOTEBOOK) tests
+
+# `jupyter execute` would write the times of day into it.
+notebook: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import nbclient, nbformat; \
+		notebook = nbformat.read("$(NOTEBOOK)", 4); \
+		nbclient.execute(notebook, record_timing=False, timeout=$(CELL_SECONDS)); \
+		nbformat.write(notebook, "$(NOTEBOOK)")'
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
