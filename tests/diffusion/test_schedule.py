@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from inkdrop.diffusion.schedule import NoiseSchedule, ScheduleWarning
@@ -265,6 +265,7 @@ def test_max_beta_caps_the_end_of_a_function():
 @example(-3.0, 6.0, 0.9, 10)
 @example(-0.1, 0.4, 1.0, 10)
 def test_a_sigmoid_of_any_slope_is_a_schedule(start, width, tau, total):
+    assume((start + width / total) / tau > -30)  # flatter than float64 can tell from 1 is refused
     s = quiet(NoiseSchedule.sigmoid, total, start, start + width, tau)
     assert (s.alphas_cumprod[1:] < s.alphas_cumprod[:-1]).all()
     assert s.betas[-1] == 0.999
