@@ -18,6 +18,7 @@ from .console import progress_bar
 from .data.examples import Examples, to_x_start
 from .data.sources import load_source
 from .data.stream import held_out_split
+from .diffusion.denoiser import Denoiser
 from .diffusion.fitting import bound_of, fit_timesteps, measure_path, measure_terms
 from .diffusion.likelihood import BitsPerDim, bits_per_dim, ode_likelihood
 from .diffusion.objectives import chosen_variance
@@ -114,23 +115,9 @@ def write_likelihood(
         "noise_mse": [_known(value) for value in bound.noise_mse.tolist()],
     }
     if ode:
-        with progress_bar(console, "probability-flow ODE", None) as bar:
-            found = ode_likelihood(
-                full,
-                _batches(run, examples, batch_size),
-                divergence=divergence,
-                probes=probes,
-                batch_size=batch_size,
-                seed=seed,
-                progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
-            )
-        content["ode"] = {
-            "bits_per_dim": found.bits_per_dim,
-            "standard_error": _known(found.standard_error),
-            "divergence": divergence,
-            "probes": probes if divergence == "hutchinson" else None,
-            "evaluations_per_example": found.evaluations / len(examples),
-        }
+        content["ode"] = _ode_figures(
+            full, run, examples, divergence, probes, batch_size, seed, console
+        )
     picture = likelihood_terms(bound)
     save(picture, run.path / "pictures" / "likelihood.png", margin=_MARGIN)
     file = run.path / LIKELIHOOD_FILE
@@ -138,6 +125,35 @@ def write_likelihood(
     if console is not None:
         console.print(_likelihood_table(bound, total, content))
     return file
+
+
+def _ode_figures(
+    denoiser: Denoiser,
+    run: Run,
+    examples: Examples,
+    divergence: str,
+    probes: int,
+    batch_size: int,
+    seed: int,
+    console: Console | None,
+) -> dict[str, Any]:
+    with progress_bar(console, "probability-flow ODE", None) as bar:
+        found = ode_likelihood(
+            denoiser,
+            _batches(run, examples, batch_size),
+            divergence=divergence,
+            probes=probes,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+        )
+    return {
+        "bits_per_dim": found.bits_per_dim,
+        "standard_error": _known(found.standard_error),
+        "divergence": divergence,
+        "probes": probes if divergence == "hutchinson" else None,
+        "evaluations_per_example": found.evaluations / len(examples),
+    }
 
 
 def write_fit(
