@@ -109,6 +109,8 @@ def drawn(rows: list[dict[str, object]]) -> Figure:
     """Fréchet distance against evaluations: by sampler, and by timesteps of one sampler."""
     by_name: dict[str, dict[int, list[float]]] = {}
     for row in rows:
+        if row["seed"] != SEEDS[0]:
+            continue  # the same noise for all
         label = f"{row['sampler']} {row.get('order', '')}".strip() + f", {row['timesteps']}"
         values = by_name.setdefault(label, {}).setdefault(int(row["evaluations"]), [])  # type: ignore[call-overload]
         values.append(float(row["frechet_distance"]))  # type: ignore[arg-type]
@@ -127,6 +129,8 @@ def drawn(rows: list[dict[str, object]]) -> Figure:
         axes = style.add_axes(figure, left + 52, 50, 460 - left + 130, 66)
         style.add_text(figure, left + 2, 44, title, va="baseline", fontsize=style.SMALL_SIZE)
         axes.axhline(reference, color=style.ACCENT, linewidth=1.5)
+        look = style.text_style() | {"fontsize": 12, "color": style.ACCENT}
+        axes.text(4.8, reference / 1.03, "ancestral, 1,000", va="top", **look)
         ends = []
         for label in names:
             points = sorted((k, mean(v)) for k, v in by_name[label].items() if k <= max(FEW))
@@ -143,16 +147,15 @@ def drawn(rows: list[dict[str, object]]) -> Figure:
         axes.set_xticks(FEW, [str(count) for count in FEW])
         axes.set_yticks([5, 7, 10, 20, 40, 80], ["5", "7", "10", "20", "40", "80"])
         axes.minorticks_off()
-        place_labels(axes, ends, reference)
+        place_labels(axes, ends)
         style.add_text(figure, left + 190, 372, "network evaluations", ha="center", va="baseline")
     return figure
 
 
-def place_labels(axes: Axes, ends: list[tuple[float, str, bool]], reference: float) -> None:
+def place_labels(axes: Axes, ends: list[tuple[float, str, bool]]) -> None:
     """The names of the curves at the right, where they end, but not on top of each other."""
     low, high = axes.get_ylim()
     labels = [(value, shown, style.INK if strong else style.MUTED) for value, shown, strong in ends]
-    labels.append((reference, "ancestral, 1,000", style.ACCENT))
     place = -1.0
     for value, shown, color in sorted(labels):
         here = math.log(min(value, high) / low) / math.log(high / low)
