@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 
 def say(console: Console | None, text: str) -> None:
@@ -15,8 +16,11 @@ def say(console: Console | None, text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def progress_bar(console: Console | None, what: str, total: int | None) -> Progress:
-    """A bar of network inputs done, for a `with`; nothing where no person is watching.
+@contextmanager
+def progress_bar(
+    console: Console | None, what: str, total: int | None
+) -> Iterator[Callable[[int], None]]:
+    """A bar of network inputs done, if a person is watching; yields what moves it on by some.
 
     Args:
         total: how many there will be; None where nobody knows.
@@ -31,5 +35,6 @@ def progress_bar(console: Console | None, what: str, total: int | None) -> Progr
         console=console,
         disable=console is None or not console.is_terminal,
     )
-    bar.add_task("", total=total)
-    return bar
+    task = bar.add_task("", total=total)
+    with bar:
+        yield lambda inputs: bar.advance(task, inputs)

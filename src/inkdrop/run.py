@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,11 @@ from .checkpoint import (
     replace_synced,
 )
 from .config import Config
+from .data.examples import Examples
+from .data.images import Source
 from .data.pixels import to_picture
+from .data.sources import load_source
+from .data.stream import held_out_split
 from .diffusion.denoiser import Denoiser
 from .diffusion.fitting import PathErrors, StepTerms, fit_path, fit_timesteps
 from .diffusion.samplers import build_table, step_count
@@ -48,6 +52,14 @@ from .metrics import read_metrics
 
 FITTED_FILE = "timesteps.json"
 WEIGHTS = {"ema": "ema", "raw": "weights"}
+
+
+class RunData(NamedTuple):
+    """All of a run's data; what it was trained on, and what was set aside for its held-out loss."""
+
+    source: Source
+    train: Examples
+    held_out: Examples | None
 
 
 class Run:
@@ -100,6 +112,26 @@ class Run:
             ) from None
         denoiser.network.to(choose_device(self._device)).eval()
         return denoiser
+
+    def load_data(self, path: Sequence[str] = (), source: Source | None = None) -> RunData:
+        """The data that this run was trained on, split as it was for training.
+
+        Args:
+            path: where it lies, if not where training found it.
+            source: the data itself, where it is the user's own.
+
+        Raises:
+            InkdropError: if it is other data, or the user's own and not given.
+        """
+        data = self.config.data
+        source = source or load_source(data.source, path or data.path)
+        train, held_out = held_out_split(source.train, source.test, data.held_out)
+        if train.fingerprint != self.fingerprint:
+            raise InkdropError(
+                f"{self.path} was trained on other data than this ({train.name}): give that it was "
+                "trained on"
+            )
+        return RunData(source, train, held_out)
 
     def fitted_timesteps(self, count: int, kind: str = "fitted") -> list[int]:
         """The `count` falling timesteps that suit this model best: see `inkdrop fit`.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from .checkpoint import write_synced
@@ -98,7 +97,6 @@ def write_samples(
     table = run.table(
         sampler, steps, evaluations=evaluations, timesteps=timesteps, eta=eta, order=order
     )
-    clip = None if clip == "none" else clip
     rule = {
         str(timesteps): timesteps is not None,
         f"eta{eta}": eta is not None,
@@ -115,8 +113,8 @@ def write_samples(
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     try:
-        with progress_bar(console, "sampling", len(table) * n) as progress:
-            batches = _batches(run, denoiser, table, clip, n, batch_size, seed, progress)
+        with progress_bar(console, "sampling", len(table) * n) as advance:
+            batches = _batches(run, denoiser, table, clip, n, batch_size, seed, advance)
             if images:
                 _write_images(batches, writing)
             else:
@@ -163,7 +161,7 @@ def _batches(
     n: int,
     batch_size: int,
     seed: int,
-    progress: Progress,
+    advance: Callable[[int], None],
 ) -> Iterator[Tensor]:
     """Samples 0 … n-1 of the seed, on the CPU, a batch at a time."""
     for first in range(0, n, batch_size):
@@ -179,7 +177,7 @@ def _batches(
         )
         for state in states:
             x = state.x
-            progress.advance(progress.task_ids[0], count)
+            advance(count)
         yield x.cpu()
 
 

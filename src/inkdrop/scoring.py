@@ -16,8 +16,6 @@ from torch import Tensor
 from .checkpoint import FORMAT_VERSION, replace_synced
 from .console import progress_bar
 from .data.examples import Examples, to_x_start
-from .data.sources import load_source
-from .data.stream import held_out_split
 from .diffusion.denoiser import Denoiser
 from .diffusion.fitting import bound_of, fit_timesteps, measure_path, measure_terms
 from .diffusion.likelihood import BitsPerDim, bits_per_dim, ode_likelihood
@@ -83,8 +81,7 @@ def write_likelihood(
     if terms is None and len(examples) * total > _INPUTS:
         terms = max(1, min(total - 1, _INPUTS // len(examples)))
     asked = total if terms is None else terms + 1
-    kept_clip = None if clip == "none" else clip
-    with progress_bar(console, "bound", len(examples) * asked) as bar:
+    with progress_bar(console, "bound", len(examples) * asked) as advance:
         bound = bits_per_dim(
             denoiser,
             _batches(run, examples, batch_size),
@@ -92,8 +89,8 @@ def write_likelihood(
             batch_size=batch_size,
             seed=seed,
             variance=variance,
-            clip=kept_clip,
-            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+            clip=clip,
+            progress=advance,
         )
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -137,7 +134,7 @@ def _ode_figures(
     seed: int,
     console: Console | None,
 ) -> dict[str, Any]:
-    with progress_bar(console, "probability-flow ODE", None) as bar:
+    with progress_bar(console, "probability-flow ODE", None) as advance:
         found = ode_likelihood(
             denoiser,
             _batches(run, examples, batch_size),
@@ -145,7 +142,7 @@ def _ode_figures(
             probes=probes,
             batch_size=batch_size,
             seed=seed,
-            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+            progress=advance,
         )
     return {
         "bits_per_dim": found.bits_per_dim,
@@ -176,23 +173,23 @@ def write_fit(
     examples = _examples(run, split, data, n)
     denoiser = run.load_denoiser(weights)
     schedule = denoiser.schedule
-    with progress_bar(console, "measuring", len(examples) * schedule.timesteps) as bar:
+    with progress_bar(console, "measuring", len(examples) * schedule.timesteps) as advance:
         terms = measure_terms(
             denoiser,
             _batches(run, examples, batch_size),
             batch_size=batch_size,
             seed=seed,
-            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+            progress=advance,
         )
     paths = max(4, min(_PATHS, _PATH_NUMBERS // math.prod(run.shape)))
-    with progress_bar(console, "following paths", None) as bar:
+    with progress_bar(console, "following paths", None) as advance:
         errors = measure_path(
             denoiser,
             paths,
             condition=run.cycled_classes(0, paths),
             batch_size=batch_size,
             seed=seed,
-            progress=lambda inputs: bar.advance(bar.task_ids[0], inputs),
+            progress=advance,
         )
     protocol = {"weights": weights, "split": split, "data": examples.fingerprint, "seed": seed}
     file = write_fitted(run, terms, errors, protocol)
@@ -217,14 +214,7 @@ def write_fit(
 def _examples(run: Run, split: str, data: tuple[str, ...], n: int | None) -> Examples:
     if split not in SPLITS:
         raise InkdropError(f"split must be held-out or train, got {split!r}")
-    config = run.config.data
-    source = load_source(config.source, data or config.path)
-    train, held_out = held_out_split(source.train, source.test, config.held_out)
-    if train.fingerprint != run.fingerprint:
-        raise InkdropError(
-            f"{run.path} was trained on other {train.noun}s than these ({train.name}): give the "
-            "same ones with --data"
-        )
+    source, train, held_out = run.load_data(data)
     chosen = train if split == "train" else source.test or held_out
     if chosen is None:
         raise InkdropError(f"{run.path} has no held-out {train.noun}s; choose --split train")

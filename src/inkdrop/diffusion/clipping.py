@@ -13,7 +13,12 @@ DYNAMIC_QUANTILE = 0.995  # Saharia et al. 2022 (Imagen), Fig. A.10; the rule is
 
 
 def chosen_clip(clip: str | None, shape: tuple[int, ...]) -> str | None:
-    """The clip that is meant for examples of a shape ("auto" clips images alone), or an error."""
+    """The clip that is meant for examples of a shape ("auto" clips images alone), or an error.
+
+    "none", as it is written on the command line, is None.
+    """
+    if clip == "none":
+        return None
     if clip is not None and clip not in CLIPS:
         raise unknown_name("clip", str(clip), [*CLIPS, "None"])
     if clip == "auto":

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import InkdropError, unknown_name
 from ..randomness import generator, image_noise
-from .clipping import chosen_clip, clipped
-from .denoiser import Denoiser, Estimate, evaluating
+from .clipping import chosen_clip
+from .denoiser import Denoiser, evaluating
 from .forward import q_sample
 from .objectives import bound_of_estimate, check_pixels, chosen_decoder, chosen_variance, prior_term
 from .schedule import checked_count
@@ -132,10 +132,7 @@ def bits_per_dim(
                 at = here.to(x.device)
                 estimate = denoiser(q_sample(denoiser.schedule, repeated, at, noise), at, told)
                 error = ((estimate.noise - noise) ** 2).flatten(1).mean(1).cpu().double()
-                estimate = Estimate(
-                    clipped(estimate.x_start, kept), estimate.noise, estimate.variance_fraction
-                )
-                loss = bound_of_estimate(denoiser, estimate, repeated, at, variance, chosen)
+                loss = bound_of_estimate(denoiser, estimate, repeated, at, variance, chosen, kept)
             loss = loss.cpu().double()
             loss[here > 0] *= weight
             sums.add(here, loss, error)

@@ -332,13 +332,15 @@ def bound_of_estimate(
     t: Tensor,
     variance: str,
     decoder: str,
+    clip: str | None,
 ) -> Tensor:
     """The terms (B,) of the bound that an estimate at t amounts to, in nats per dimension.
 
     Args:
-        variance, decoder: already chosen, by `chosen_variance` and `chosen_decoder`.
+        variance, decoder, clip: already chosen, by `chosen_variance`, `chosen_decoder` and
+            `chosen_clip`.
     """
-    schedule = denoiser.schedule
+    schedule, estimated = denoiser.schedule, clipped(estimate.x_start, clip)
     log_posterior = schedule.lookup("log_posterior_variance_clipped", t, x_start)
     if variance == "posterior":
         log_variance = log_posterior
@@ -350,15 +352,13 @@ def bound_of_estimate(
         log_variance = log_posterior + estimate.variance_fraction * (log_beta - log_posterior)
 
     # Of the posterior means only x_0's part differs; at t = 0 its weight is 1 and the mean is x̂₀.
-    shift = schedule.lookup("posterior_mean_coef_x_start", t, x_start) * (
-        x_start - estimate.x_start
-    )
+    shift = schedule.lookup("posterior_mean_coef_x_start", t, x_start) * (x_start - estimated)
     ratio = log_posterior - log_variance
     kl = (torch.expm1(ratio) - ratio + shift**2 * torch.exp(-log_variance)) / 2
     likelihood = discretised_log_likelihood if decoder == "pixels" else density_log_likelihood
     at_zero = (t == 0).to(x_start.device).reshape(-1, *[1] * (x_start.ndim - 1))
     # Elsewhere a mean that is far off could overflow, and its gradient reach the sum as NaN.
-    mean = torch.where(at_zero, estimate.x_start, x_start)
+    mean = torch.where(at_zero, estimated, x_start)
     decoding = -likelihood(x_start, mean, log_variance)
     return torch.where(at_zero, decoding, kl).flatten(1).mean(1)
 
@@ -377,8 +377,7 @@ def _bound(
     decoder = chosen_decoder(decoder, x_start)
     clip = chosen_clip(clip, tuple(x_start.shape[1:]))
     estimate = denoiser.estimate(output, x_t, t)
-    kept = Estimate(clipped(estimate.x_start, clip), estimate.noise, estimate.variance_fraction)
-    return bound_of_estimate(denoiser, kept, x_start, t, variance, decoder)
+    return bound_of_estimate(denoiser, estimate, x_start, t, variance, decoder, clip)
 
 
 def _asked(

@@ -32,6 +32,8 @@ from .schedule import NoiseSchedule, checked_count, checked_timesteps
 from .solvers import SamplerTable, heun_table, levels_at, multistep_table
 from .spacing import spaced_timesteps
 
+INVERTIBLE = ("ddim", "dpm-solver++", "unipc", "heun")
+
 
 @dataclass(frozen=True)
 class State:
@@ -174,19 +176,14 @@ def inversion(
     visited = checked_timesteps(timesteps, schedule.timesteps)[::-1]
     if len(visited) < 2:
         raise InkdropError("an inversion needs at least 2 timesteps: where it starts and ends")
+    if sampler not in INVERTIBLE:
+        raise unknown_name("deterministic sampler", sampler, INVERTIBLE)
+    _checked_options(sampler, {"order": order}, SAMPLERS[sampler].options)
     levels = levels_at(schedule, visited, to_image=False)
     if sampler == "heun":
-        _checked_options("heun", {"order": order}, ())
         return heun_table(levels, visited)
-    if sampler == "ddim":
-        _checked_options("ddim", {"order": order}, ())
-        return multistep_table(levels, visited, 1, corrector=False)
-    if sampler in ("dpm-solver++", "unipc"):
-        return multistep_table(levels, visited, order, sampler == "unipc")
-    raise unknown_name("deterministic sampler", sampler, INVERTIBLE)
-
-
-INVERTIBLE = ("ddim", "dpm-solver++", "unipc", "heun")
+    order = 1 if sampler == "ddim" else order
+    return multistep_table(levels, visited, order, corrector=sampler == "unipc")
 
 
 @dataclass(frozen=True)

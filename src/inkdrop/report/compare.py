@@ -207,7 +207,7 @@ def compare(
             facts = {} if run is None else _facts(run)
             table.append({"name": name, **facts, **score(measures, real, as_rows(made[name]))})
     with _saying(console, "measuring real examples"):
-        table.insert(len(named), {"name": REAL, **truth.floor(n)})
+        table.insert(len(named), {"name": REAL, **truth.floor(n, measures)})
 
     with _saying(console, "drawing"):
         units = {name: row[_UNIT] for name, row in zip(named, table, strict=False)}

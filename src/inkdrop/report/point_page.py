@@ -79,7 +79,8 @@ def _draw(
 def _distances(truth: Truth, made: Floats) -> list[dict[str, str]]:
     """The rows of the table of distances."""
     count = len(made)
-    measures, floor = truth.measures(count), truth.floor(count)
+    measures = truth.measures(count)
+    floor = truth.floor(count, measures)
     found = score(measures, truth.real(count), made)
     return [
         {

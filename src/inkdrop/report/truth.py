@@ -14,8 +14,6 @@ from ..config import OWN_IMAGES
 from ..data.images import Source
 from ..data.pixels import to_uint8
 from ..data.points import MIXTURES
-from ..data.sources import load_source
-from ..data.stream import held_out_split
 from ..errors import InkdropError
 from ..evaluation.measures import Measure, Modes, floor, image_measures, point_measures
 from ..randomness import generator
@@ -64,9 +62,13 @@ class Truth:
         """n real examples (n, D): the first of the first of `pairs`."""
         return next(self.pairs(n))[0]
 
-    def floor(self, n: int) -> dict[str, float]:
-        """What n real examples get where they are measured as generated ones are."""
-        return floor(self.measures(n), self.pairs(n))
+    def floor(self, n: int, measures: dict[str, Measure] | None = None) -> dict[str, float]:
+        """What n real examples get where they are measured as generated ones are.
+
+        Args:
+            measures: those of n examples, where they are at hand.
+        """
+        return floor(measures or self.measures(n), self.pairs(n))
 
 
 def truth_of(run: Run, source: Source | None = None) -> Truth | None:
@@ -75,19 +77,12 @@ def truth_of(run: Run, source: Source | None = None) -> Truth | None:
     Raises:
         InkdropError: if it is not the data that the run was trained on.
     """
-    data = run.config.data
-    if source is None:
-        if data.source == OWN_IMAGES:
-            return None
-        source = load_source(data.source, data.path)
-    train, _ = held_out_split(source.train, source.test, data.held_out)
-    if train.fingerprint != run.fingerprint:
-        raise InkdropError(
-            f"{run.path} was trained on other data than this ({source.train.name}): give that it "
-            "was trained on"
-        )
+    name = run.config.data.source
+    if source is None and name == OWN_IMAGES:
+        return None
+    source = run.load_data(source=source).source
     parts = [source.train] if source.test is None else [source.train, source.test]
-    mixture = MIXTURES.get(data.source)
+    mixture = MIXTURES.get(name)
     return Truth(
         torch.cat([part.values for part in parts]), None if mixture is None else Modes(*mixture)
     )
