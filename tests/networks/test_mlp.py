@@ -8,6 +8,7 @@ from torch import nn
 
 from inkdrop.config import MLPConfig
 from inkdrop.errors import InkdropError
+from inkdrop.networks.embedding import Condition
 from inkdrop.networks.mlp import MLP
 from inkdrop.randomness import torch_seeded
 
@@ -104,3 +105,11 @@ def test_a_class_too_many_or_too_few_is_an_error():
         awake(classes=3)(x, t)
     with pytest.raises(InkdropError, match="takes no condition"):
         awake()(x, t, torch.tensor([1, 2]))
+
+
+def test_points_have_classes_in_a_condition_but_no_augmentation():
+    x, t, classes = points(2), torch.tensor([1, 2]), torch.tensor([0, 2])
+    network = awake(classes=3)
+    assert torch.equal(network(x, t, Condition(classes)), network(x, t, classes))
+    with pytest.raises(InkdropError, match="not told of augmentation"):
+        network(x, t, Condition(classes, torch.zeros(2, 9)))

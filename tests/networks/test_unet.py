@@ -8,6 +8,7 @@ from torch import nn
 
 from inkdrop.config import UNetConfig
 from inkdrop.errors import InkdropError
+from inkdrop.networks.embedding import Condition
 from inkdrop.networks.unet import Attention, Block, UNet
 from inkdrop.randomness import torch_seeded
 
@@ -21,10 +22,15 @@ HO_CIFAR10 = {
 }
 
 
-def awake(image_channels=1, image_size=(8, 8), **config):
+def awake(image_channels=1, image_size=(8, 8), augmentation_labels=0, **config):
     """A network past its first step: no weight is zero."""
     with torch_seeded(0, "test"):
-        network = UNet(UNetConfig(**{**SMALL, **config}), image_channels, image_size)
+        network = UNet(
+            UNetConfig(**{**SMALL, **config}),
+            image_channels,
+            image_size,
+            augmentation_labels=augmentation_labels,
+        )
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.2)
     return network
@@ -201,6 +207,23 @@ def test_image_time_and_class_each_change_the_answer(variation):
         assert (network(*other) - before).abs().max() > 1e-2 * scale
 
 
+def test_augmentation_changes_the_answer_and_zeros_do_not():
+    network = awake(augmentation_labels=9, classes=3)
+    x, t, classes = images(2, 1, 8, 8), torch.tensor([10, 20]), torch.tensor([1, 2])
+    before = network(x, t, classes)
+    assert torch.equal(network(x, t, Condition(classes, torch.zeros(2, 9))), before)
+    told = network(x, t, Condition(classes, torch.eye(9)[:2]))
+    assert ((told - before).abs().amax((1, 2, 3)) > 1e-2 * before.std()).all()
+
+
+def test_every_weight_receives_a_gradient_where_augmentation_is_told():
+    network = awake(augmentation_labels=9).double()
+    x, t = images(4, 1, 8, 8).double(), torch.arange(4) * 250
+    network(x, t, Condition(None, images(4, 9))).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad != 0).any(), name
+
+
 @pytest.mark.parametrize("injection", ["additive", "scale-shift"])
 @pytest.mark.parametrize("channels", [8, 32, 64])
 def test_every_block_is_told_the_timestep(injection, channels):
@@ -301,3 +324,5 @@ def test_a_class_too_many_or_too_few_is_an_error():
         awake(classes=3)(x, t, torch.tensor([1, 3]))
     with pytest.raises(InkdropError, match="takes no condition"):
         awake()(x, t, torch.tensor([1, 2]))
+    with pytest.raises(InkdropError, match="not told of augmentation"):
+        awake()(x, t, Condition(None, torch.zeros(2, 9)))

@@ -1,13 +1,49 @@
-"""How networks are told the timestep and the class."""
+"""How networks are told the timestep, the class and the augmentation."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InkdropError
+
+
+class Condition(NamedTuple):
+    """What a network is told besides the timestep.
+
+    Attributes:
+        classes: (B,) int; None for a network without classes.
+        augmentation: (B, A) float32, how an image was changed; None or zeros for images as they
+            are in the data.
+    """
+
+    classes: Tensor | None = None
+    augmentation: Tensor | None = None
+
+
+def rows_of(
+    condition: Tensor | Condition | None, rows: slice | Tensor
+) -> Tensor | Condition | None:
+    """The condition of some examples: classes (B,), a `Condition` or None, as it was given."""
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        return condition[rows]
+    return Condition(*(None if part is None else part[rows] for part in condition))
+
+
+def to_device(
+    condition: Tensor | Condition | None, device: torch.device | str
+) -> Tensor | Condition | None:
+    """The condition on a device: classes (B,), a `Condition` or None, as it was given."""
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        return condition.to(device)
+    return Condition(*(None if part is None else part.to(device) for part in condition))
 
 
 def sinusoidal(t: Tensor, dimensions: int) -> Tensor:
@@ -29,40 +65,64 @@ def sinusoidal(t: Tensor, dimensions: int) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """The timestep, and the class where there are classes, as one vector.
+    """The timestep, the class where there are classes, and the augmentation, as one vector.
 
     Args:
         dimensions: of the sinusoidal embedding.
         width: of the vector that comes out, (B, width).
-        classes: number of classes; None for a network without a condition.
+        classes: number of classes; None for a network without them.
+        augmentations: the numbers that tell an augmentation; 0 for a network that is not told.
     """
 
-    def __init__(self, dimensions: int, width: int, classes: int | None = None) -> None:
+    def __init__(
+        self, dimensions: int, width: int, classes: int | None = None, augmentations: int = 0
+    ) -> None:
         super().__init__()
         self.dimensions = max(4, dimensions + dimensions % 2)
         self.classes = classes
+        self.augmentations = augmentations
         self.mlp = nn.Sequential(
             nn.Linear(self.dimensions, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.class_embedding = None if classes is None else nn.Embedding(classes, width)
+        # Without a bias zeros add exactly nothing, so that sampling need not tell them.
+        self.augmentation_embedding = (
+            nn.Linear(augmentations, width, bias=False) if augmentations else None
+        )
 
-    def forward(self, t: Tensor, condition: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, condition: Tensor | Condition | None) -> Tensor:
+        classes, augmentation = (
+            condition if isinstance(condition, Condition) else Condition(condition)
+        )
         dtype = next(self.mlp.parameters()).dtype
         embedding: Tensor = self.mlp(sinusoidal(t, self.dimensions).to(dtype))
+        embedding = self._with_classes(embedding, t, classes)
+        if augmentation is None:
+            return embedding
+        if self.augmentation_embedding is None:
+            raise InkdropError(
+                "this network is not told of augmentation, but one was given; build it with "
+                "augmentation labels to train one that is"
+            )
+        labels = _checked_augmentation(augmentation, t, self.augmentations).to(dtype)
+        told: Tensor = embedding + self.augmentation_embedding(labels)
+        return told
+
+    def _with_classes(self, embedding: Tensor, t: Tensor, classes: Tensor | None) -> Tensor:
         if self.class_embedding is None:
-            if condition is not None:
+            if classes is not None:
                 raise InkdropError(
                     "this network takes no condition, but one was given; set network.classes to "
                     "train one that does"
                 )
             return embedding
-        if condition is None:
+        if classes is None:
             raise InkdropError(
                 f"this network is conditional on {self.classes} classes: give condition, "
                 "one class index for each example"
             )
-        classes = self.class_embedding.num_embeddings
-        told: Tensor = embedding + self.class_embedding(_checked(condition, t, classes))
+        known = self.class_embedding.num_embeddings
+        told: Tensor = embedding + self.class_embedding(_checked(classes, t, known))
         return told
 
 
@@ -79,3 +139,12 @@ def _checked(condition: Tensor, t: Tensor, classes: int) -> Tensor:
         if not 0 <= low <= high < classes:
             raise InkdropError(f"classes are 0 … {classes - 1}, but condition holds {low} … {high}")
     return condition
+
+
+def _checked_augmentation(augmentation: Tensor, t: Tensor, labels: int) -> Tensor:
+    if augmentation.shape != (len(t), labels) or not augmentation.is_floating_point():
+        raise InkdropError(
+            f"augmentation must hold {labels} floats for each of {len(t)} examples, got shape "
+            f"{tuple(augmentation.shape)} of {augmentation.dtype}"
+        )
+    return augmentation

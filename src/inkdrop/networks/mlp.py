@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MLPConfig
-from .embedding import ConditionEmbedding
+from .embedding import Condition, ConditionEmbedding
 
 _WAVE_NUMBER = 4.0  # spread of the initial waves along each axis: wavelengths of about 1.6
 
@@ -36,8 +36,11 @@ class MLP(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (B, D), t (B,), condition (B,) class indices or None → (B, outputs)."""
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
+        """x (B, D), t (B,) → (B, outputs).
+
+        The condition is classes (B,), a `Condition` of classes alone, or None.
+        """
         embedding = F.silu(self.embedding(t, condition))
         if self.waves is not None:
             phase = self.waves(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import InkdropError
-from .embedding import ConditionEmbedding
+from .embedding import Condition, ConditionEmbedding
 
 
 class UNet(nn.Module):
@@ -24,6 +24,7 @@ class UNet(nn.Module):
         image_channels: C.
         image_size: (H, W), which attention_resolutions refer to; others can be given later.
         out_channels: the channels that come out; C by default.
+        augmentation_labels: A, the numbers it is told of how an image was augmented; 0 for none.
 
     Raises:
         InkdropError: for an attention resolution that no level has.
@@ -35,6 +36,7 @@ class UNet(nn.Module):
         image_channels: int,
         image_size: tuple[int, int],
         out_channels: int | None = None,
+        augmentation_labels: int = 0,
     ) -> None:
         super().__init__()
         self.patch_size = config.patch_size
@@ -46,7 +48,9 @@ class UNet(nn.Module):
         def block(inputs: int, outputs: int, attention: bool) -> Block:
             return Block(inputs, outputs, embedding_width, attention, config)
 
-        self.embedding = ConditionEmbedding(config.channels, embedding_width, config.classes)
+        self.embedding = ConditionEmbedding(
+            config.channels, embedding_width, config.classes, augmentation_labels
+        )
         self.stem = nn.Conv2d(image_channels * self.patch_size**2, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
@@ -81,8 +85,11 @@ class UNet(nn.Module):
             ),
         )
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), t (B,), condition (B,) classes or None → (B, out_channels, H, W)."""
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
+        """x (B, C, H, W), t (B,) → (B, out_channels, H, W).
+
+        The condition is classes (B,), a `Condition` of classes and augmentation (B, A), or None.
+        """
         height, width = x.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         h = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
