@@ -5,12 +5,19 @@ import math
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inkdrop.data.idx import IdxFiles, find_idx, load_idx, read_idx_images, read_idx_labels
+from inkdrop.data.stored.idx import (
+    IdxFiles,
+    find_idx,
+    find_idx_set,
+    holds_idx,
+    read_idx_images,
+    read_idx_labels,
+)
 from inkdrop.errors import InkdropError
 
 IMAGES, LABELS = 0x803, 0x801
@@ -66,15 +73,15 @@ def image_refusal(folder: Path, content: bytes) -> str:
 def test_images_are_read_whatever_the_name_says_of_gzip(tmp_path, pack, name):
     (tmp_path / name).write_bytes(pack(idx(IMAGES, 2, 2, 3, payload=bytes(range(12)))))
     images = read_idx_images(tmp_path / name)
-    assert images.dtype == torch.uint8
-    assert torch.equal(images, torch.arange(12, dtype=torch.uint8).reshape(2, 1, 2, 3))
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, np.arange(12).reshape(2, 2, 3))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_labels_are_read(tmp_path, pack):
     (tmp_path / "labels").write_bytes(pack(idx(LABELS, 3, payload=bytes([7, 0, 255]))))
     labels = read_idx_labels(tmp_path / "labels")
-    assert labels.dtype == torch.int64
+    assert labels.dtype == np.int64
     assert labels.tolist() == [7, 0, 255]
 
 
@@ -152,8 +159,8 @@ def test_a_truncated_file_packed_after_the_damage(tmp_path):
 
 
 def test_a_truncated_gzip_stream(tmp_path):
-    noise = torch.randint(256, (3000,), generator=torch.Generator().manual_seed(0))
-    packed = gzip.compress(idx(IMAGES, 30, 10, 10, payload=bytes(noise.tolist())))
+    noise = np.random.default_rng(0).bytes(3000)
+    packed = gzip.compress(idx(IMAGES, 30, 10, 10, payload=noise))
     message = image_refusal(tmp_path, packed[:2000])
     assert "truncated: the gzip stream breaks off after " in message
     found = int(message.split("breaks off after ")[1].split()[0])
@@ -202,7 +209,7 @@ def test_no_labels(tmp_path):
 @pytest.mark.parametrize("count", [2**32 - 1, 2**20])
 def test_an_absurd_size_is_refused_without_taking_its_memory(tmp_path, monkeypatch, pack, count):
     # The one place where payload gathers must not even be reached.
-    monkeypatch.setattr("inkdrop.data.idx.bytearray", None, raising=False)
+    monkeypatch.setattr("inkdrop.data.stored.idx.bytearray", None, raising=False)
     message = image_refusal(tmp_path, pack(idx(IMAGES, count, 28, 28, payload=bytes(100))))
     assert f"promises {count} images of 28x28, {count * 784} bytes" in message
 
@@ -234,9 +241,9 @@ def assert_read_or_refused(read, path: Path) -> None:
     else:
         message = None
     if message is None:
-        assert result.numel() > 0
+        assert result.size > 0
         assert (result.ndim, result.dtype) == (
-            (4, torch.uint8) if read is read_idx_images else (1, torch.int64)
+            (3, np.uint8) if read is read_idx_images else (1, np.int64)
         )
     else:
         assert str(path) in message
@@ -271,18 +278,38 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
 
 
 def test_a_folder_is_found_and_loaded(tmp_path):
-    source = load_idx([write_set(tmp_path)], "small")
-    assert (len(source.train), len(source.test)) == (3, 2)
-    assert source.train.shape == source.test.shape == (1, 4, 5)
-    assert source.train.labels.tolist() == [0, 1, 2]
-    assert (source.train.name, source.test.name) == ("small train", "small test")
+    assert holds_idx(write_set(tmp_path / "small"))
+    found = find_idx_set([tmp_path / "small"])
+    assert (len(found.train), len(found.test)) == (3, 2)
+    assert found.train.labels.tolist() == [0, 1, 2]
+    assert found.train.labels.dtype == np.int64
+    assert (found.train.name, found.test.name) == ("small train", "small test")
+    assert found.train.kind == "IDX files"
+    (first, last) = (*found.train.read(0, 1), *found.test.read(1, 2))
+    assert first.content.tolist() == (np.arange(20) % 10).reshape(4, 5).tolist()
+    assert last.place == "small test, image 1"
+
+
+def test_a_set_is_called_what_it_is_told(tmp_path):
+    assert find_idx_set([write_set(tmp_path)], "digits").train.name == "digits train"
+
+
+def test_the_identity_changes_with_the_files_and_differs_between_the_parts(tmp_path):
+    write_set(tmp_path)
+    before = find_idx_set([tmp_path])
+    assert before.train.identity() == find_idx_set([tmp_path]).train.identity()
+    assert before.train.identity() != before.test.identity()
+    write_set(tmp_path, train_labels=gzip.compress(THREE_LABELS))
+    after = find_idx_set([tmp_path])
+    assert after.train.identity() != before.train.identity()
+    assert after.train.labels.tolist() == before.train.labels.tolist()
 
 
 def test_other_files_and_folders_in_the_folder_do_not_matter(tmp_path):
     write_set(tmp_path)
     (tmp_path / "README.md").write_text("hello")
     (tmp_path / "train-images.idx3-ubyte").mkdir()
-    assert len(load_idx([tmp_path], "small").train) == 3
+    assert len(find_idx_set([tmp_path], "small").train) == 3
 
 
 def test_both_forms_of_the_names_mix_with_and_without_gz(tmp_path):
@@ -309,11 +336,11 @@ def test_the_unpacked_one_is_taken_where_a_folder_has_both(tmp_path):
 
 
 def test_the_test_set_is_optional(tmp_path):
-    assert load_idx([write_set(tmp_path, test_images=None, test_labels=None)], "s").test is None
+    assert find_idx_set([write_set(tmp_path, test_images=None, test_labels=None)], "s").test is None
 
 
 def test_labels_are_optional_all_together(tmp_path):
-    source = load_idx([write_set(tmp_path, train_labels=None, test_labels=None)], "small")
+    source = find_idx_set([write_set(tmp_path, train_labels=None, test_labels=None)], "small")
     assert source.train.labels is None
     assert source.test.labels is None
 
@@ -328,7 +355,9 @@ def test_labels_without_images(tmp_path):
     write_set(tmp_path / "no-train", train_images=None)
     assert "no training images in" in refusal(find_idx, [tmp_path / "no-train"])
     write_set(tmp_path / "no-test", test_images=None)
-    assert "labels without t10k-images-idx3-ubyte" in refusal(find_idx, [tmp_path / "no-test"])
+    assert "t10k-labels-idx1-ubyte are labels without their images" in refusal(
+        find_idx, [tmp_path / "no-test"]
+    )
 
 
 def test_an_empty_folder_is_told_the_names_expected(tmp_path):
@@ -346,6 +375,7 @@ def test_a_file_of_another_name(tmp_path):
     (tmp_path / "pictures").write_bytes(THREE_IMAGES)
     message = refusal(find_idx, [tmp_path / "pictures"])
     assert f"{tmp_path / 'pictures'}: not a name of an IDX file: expected train-images" in message
+    assert message.endswith("one of another name must be given alone")
 
 
 def test_a_file_given_twice(tmp_path):
@@ -362,27 +392,97 @@ def test_no_paths_at_all():
 
 def test_images_and_labels_of_different_counts(tmp_path):
     write_set(tmp_path, train_labels=idx(LABELS, 4))
-    message = refusal(load_idx, [tmp_path], "small")
+    message = refusal(find_idx_set, [tmp_path])
     assert "train-images-idx3-ubyte holds 3 images but " in message
     assert "train-labels-idx1-ubyte 4 labels" in message
 
 
 def test_training_and_test_images_of_different_sizes(tmp_path):
     write_set(tmp_path, test_images=idx(IMAGES, 2, 5, 5))
-    assert "must be the same" in refusal(load_idx, [tmp_path], "small")
+    assert "must be the same" in refusal(find_idx_set, [tmp_path])
+
+
+# A single file
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_single_file_of_any_name_is_a_set_without_labels(tmp_path, pack):
+    path = tmp_path / "pictures"
+    path.write_bytes(pack(THREE_IMAGES))
+    assert holds_idx(path)
+    found = find_idx_set([path])
+    assert (len(found.train), found.train.labels, found.test) == (3, None, None)
+    assert found.train.name == "pictures"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\0\x08", THREE_LABELS, b"\x1f\x8b", gzip.compress(b"text"), b"\x89PNG\r\n\x1a\n"],
+    ids=["nothing", "3 bytes", "labels", "broken gzip", "gzip", "PNG"],
+)
+def test_other_files_are_not_taken_for_idx(tmp_path, content):
+    (tmp_path / "other").write_bytes(content)
+    assert not holds_idx(tmp_path / "other")
+    assert not holds_idx(tmp_path)
+
+
+# EMNIST
+
+
+def write_emnist(folder: Path, variant: str) -> Path:
+    for part, count in (("train", 3), ("test", 2)):
+        start = folder / f"emnist-{variant}-{part}"
+        images, labels = (
+            idx(IMAGES, count, 4, 5),
+            idx(LABELS, count, payload=bytes([1, 26, 3])[:count]),
+        )
+        Path(f"{start}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        Path(f"{start}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "variant", ["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+)
+def test_the_images_of_emnist_are_turned_upright(tmp_path, variant):
+    found = find_idx_set([write_emnist(tmp_path, variant)])
+    stored = read_idx_images(tmp_path / f"emnist-{variant}-train-images-idx3-ubyte.gz")
+    assert found.train.pixels.shape == (3, 5, 4)
+    assert np.array_equal(found.train.pixels, stored.transpose(0, 2, 1))
+    assert len(found.test) == 2
+    for part in found:
+        assert "transposed" in part.notes[0]
+        assert ("class 0 is empty" in "".join(part.notes)) == (variant == "letters")
+    assert found.train.labels.tolist() == [1, 26, 3]
+
+
+def test_the_images_of_mnist_are_left_as_they_are(tmp_path):
+    found = find_idx_set([write_set(tmp_path)])
+    assert np.array_equal(found.train.pixels, read_idx_images(tmp_path / "train-images-idx3-ubyte"))
+    assert found.train.notes == ()
+
+
+def test_several_sets_of_emnist_are_ambiguous_until_one_is_chosen(tmp_path):
+    write_set(write_emnist(write_emnist(tmp_path, "letters"), "digits"))
+    message = refusal(find_idx_set, [tmp_path])
+    assert "several sets, mnist, emnist-digits, emnist-letters: give the files of one" in message
+    digits = find_idx_set(sorted(tmp_path.glob("emnist-digits-*")))
+    assert len(digits.train) == 3
+    assert digits.train.name == f"{tmp_path.name} train"
 
 
 # The real thing
 
 
 def test_mnist_has_the_numbers_everyone_knows(data_dir):
-    source = load_idx([data_dir / "mnist"], "mnist")
-    assert source.train.images.shape == (60_000, 1, 28, 28)
-    assert source.test.images.shape == (10_000, 1, 28, 28)
-    pixels = source.train.images.double() / 255
-    assert pixels.mean().item() == pytest.approx(0.13066, abs=5e-6)
-    assert pixels.std().item() == pytest.approx(0.30811, abs=5e-6)
+    found = find_idx_set([data_dir / "mnist"])
+    assert found.train.pixels.shape == (60_000, 28, 28)
+    assert found.test.pixels.shape == (10_000, 28, 28)
+    assert found.description == (
+        "mnist train: IDX files, 60,000 images, 10,000 test images, 10 classes"
+    )
+    assert found.train.pixels.mean() / 255 == pytest.approx(0.13066, abs=5e-6)
+    assert found.train.pixels.std() / 255 == pytest.approx(0.30811, abs=5e-6)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert source.train.labels.bincount().tolist() == counts
-    assert source.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert source.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert np.bincount(found.train.labels).tolist() == counts
+    assert found.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]

@@ -1,4 +1,4 @@
-"""Images and labels in MNIST's IDX format, gzipped or not.
+"""Images and labels in MNIST's IDX format, gzipped or not; those of EMNIST are turned upright.
 
     bytes   images                   labels
     0-3     00 00 08 03              00 00 08 01
@@ -7,6 +7,8 @@
     then    N·H·W bytes of pixels    N bytes of labels
 
 A file is believed only as far as its bytes bear it out: no memory is taken on a header's word.
+
+Nothing here imports torch: it runs in worker processes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,18 +24,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import InkdropError
-from .images import ImageSet, Source
+from ...errors import InkdropError
+from ..places import files_identity
+from .collection import Arrays, Found
 
+KIND = "IDX files"
 EXPECTED_NAMES = (
     "train-images-idx3-ubyte, train-labels-idx1-ubyte and, for the test set, "
-    "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (each with or without .gz)"
+    "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (each with or without .gz), or EMNIST's names"
 )
 
-_NAME = re.compile(r"(train|t10k)-(?:(images)[-.]idx3|(labels)[-.]idx1)-ubyte(?:\.gz)?")
+_ENDING = r"-(?:(images)[-.]idx3|(labels)[-.]idx1)-ubyte(?:\.gz)?"
+_MNIST_NAME = re.compile("()(train|t10k)" + _ENDING)
+_EMNIST_NAME = re.compile(
+    "(emnist-(?:byclass|bymerge|balanced|letters|digits|mnist))-(train|test)" + _ENDING
+)
+_PARTS = {"train": "train", "t10k": "test", "test": "test"}
+
+_UPRIGHT = (
+    "turned upright: EMNIST's files hold their images transposed, column by column as Matlab does"
+)
+_LETTERS = "its labels are 1 … 26 for the letters a … z: class 0 is empty"
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _DEFLATE_RATIO = 1032  # the most that one compressed byte can become (zlib's technical details)
 _CHUNK = 1 << 20
@@ -42,17 +58,61 @@ _Stream = gzip.GzipFile | io.BufferedReader
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """The files of an MNIST-like set; None for those it lacks."""
+    """The files of an MNIST-like set; None for those it lacks.
+
+    Attributes:
+        variant: "emnist-letters" and so on for EMNIST's sets; else empty.
+    """
 
     train_images: Path
     train_labels: Path | None
     test_images: Path | None
     test_labels: Path | None
+    variant: str = ""
 
 
 def holds_idx(path: Path) -> bool:
-    """Whether `path` is an IDX file by its name, or a folder with one."""
-    return any(_is_idx(entry) for entry in _entries(path))
+    """Whether `path` is an IDX file of images, or of a name of theirs, or a folder with one."""
+    if not path.is_dir():
+        return _is_idx(path) or _has_images(path)
+    try:
+        with os.scandir(path) as entries:  # a folder of images can have millions
+            return any(_parsed(entry.name) and entry.is_file() for entry in entries)
+    except OSError as error:
+        raise InkdropError(f"cannot read {path}: {error.strerror}") from error
+
+
+def find_idx_set(paths: Sequence[Path], name: str | None = None) -> Found:
+    """The images (N, H, W) in the IDX files among `paths`, as `find_idx` finds them.
+
+    A single file of images can have any name; it makes a set without labels.
+
+    Args:
+        name: what to call the set; by default the folder's name, or that of the single file.
+
+    Raises:
+        InkdropError: if the files cannot be found or read, or do not fit each other.
+    """
+    if len(paths) == 1 and _parsed(paths[0].name) is None and _has_images(paths[0]):
+        (path,) = paths
+        called = name or path.name
+        return Found(
+            Arrays(read_idx_images(path), None, called, KIND, identity=files_identity(paths)), None
+        )
+    files = find_idx(paths)
+    folder = paths[0] if paths[0].is_dir() else files.train_images.parent
+    called = name or folder.resolve().name
+    train = _load_part(files.train_images, files.train_labels, f"{called} train", files.variant)
+    if files.test_images is None:
+        return Found(train, None)
+    test = _load_part(files.test_images, files.test_labels, f"{called} test", files.variant)
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        (h, w), (test_h, test_w) = train.pixels.shape[1:], test.pixels.shape[1:]
+        raise InkdropError(
+            f"{files.train_images} holds images of {h}x{w} but {files.test_images} of "
+            f"{test_h}x{test_w}: they must be the same; are the files of the same set?"
+        )
+    return Found(train, test)
 
 
 def find_idx(paths: Sequence[Path]) -> IdxFiles:
@@ -64,22 +124,27 @@ def find_idx(paths: Sequence[Path]) -> IdxFiles:
 
     Raises:
         InkdropError: if a path does not exist or has another name, a folder holds no such file,
-            a file is there twice, or one that is needed is missing.
+            a file is there twice, they are of several sets, or one that is needed is missing.
     """
     found: dict[str, Path] = {}
-    for path in paths:
-        for file in _files_at(path):
-            role = _role(file)
-            if role in found:
-                raise InkdropError(
-                    f"the {role} are given twice, as {found[role]} and {file}: leave one out"
-                )
-            found[role] = file
+    named = [(file, _name_of(file)) for path in paths for file in _files_at(path)]
+    variants = sorted({name.variant for _, name in named})
     given = ", ".join(str(path) for path in paths) or "the list of paths"
+    if len(variants) > 1:
+        raise InkdropError(
+            f"{given}: several sets, {', '.join(variant or 'mnist' for variant in variants)}: "
+            f"give the files of one, such as {variants[-1]}-train-images-idx3-ubyte and so on"
+        )
+    for file, name in named:
+        if name.role in found:
+            raise InkdropError(
+                f"the {name.role} are given twice, as {found[name.role]} and {file}: leave one out"
+            )
+        found[name.role] = file
     if "train images" not in found:
         raise InkdropError(f"no training images in {given}: expected {EXPECTED_NAMES}")
     if "test labels" in found and "test images" not in found:
-        raise InkdropError(f"{found['test labels']} are labels without t10k-images-idx3-ubyte")
+        raise InkdropError(f"{found['test labels']} are labels without their images")
     if "test images" in found and ("train labels" in found) != ("test labels" in found):
         with_labels = "training" if "train labels" in found else "test"
         raise InkdropError(
@@ -91,43 +156,53 @@ def find_idx(paths: Sequence[Path]) -> IdxFiles:
         found.get("train labels"),
         found.get("test images"),
         found.get("test labels"),
+        *variants,
     )
 
 
-def load_idx(paths: Sequence[Path], name: str) -> Source:
-    """The set in the IDX files among `paths`, as `find_idx` finds them.
-
-    Raises:
-        InkdropError: if the files cannot be found or read, or do not fit each other.
-    """
-    files = find_idx(paths)
-    train = _load_part(files.train_images, files.train_labels, f"{name} train")
-    if files.test_images is None:
-        return Source(train, None)
-    return Source(train, _load_part(files.test_images, files.test_labels, f"{name} test"))
-
-
-def read_idx_images(path: Path) -> Tensor:
-    """The images of an IDX file, (N, 1, H, W) uint8.
+def read_idx_images(path: Path) -> NDArray[np.uint8]:
+    """The images of an IDX file, (N, H, W) uint8.
 
     Raises:
         InkdropError: if it is missing, something else, truncated, too long, corrupt or empty.
     """
-    (count, height, width), pixels = _read(path, _IMAGES)
-    return torch.frombuffer(pixels, dtype=torch.uint8).reshape(count, 1, height, width)
+    sizes, pixels = _read(path, _IMAGES)
+    return np.frombuffer(pixels, np.uint8).reshape(sizes)
 
 
-def read_idx_labels(path: Path) -> Tensor:
+def read_idx_labels(path: Path) -> NDArray[np.int64]:
     """The labels of an IDX file, (N,) int64.
 
     Raises:
         InkdropError: if it is missing, something else, truncated, too long, corrupt or empty.
     """
     _, labels = _read(path, _LABELS)
-    return torch.frombuffer(labels, dtype=torch.uint8).to(torch.int64)
+    return np.frombuffer(labels, np.uint8).astype(np.int64)
 
 
 # Finding the files
+
+
+@dataclass(frozen=True)
+class _Name:
+    variant: str
+    role: str
+
+
+def _parsed(name: str) -> _Name | None:
+    """What a file's name says of it."""
+    match = _MNIST_NAME.fullmatch(name) or _EMNIST_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return _Name(match[1], f"{_PARTS[match[2]]} {match[3] or match[4]}")
+
+
+def _name_of(file: Path) -> _Name:
+    name = _parsed(file.name)
+    if name is None:
+        alone = "; one of another name must be given alone" if _has_images(file) else ""
+        raise InkdropError(f"{file}: not a name of an IDX file: expected {EXPECTED_NAMES}{alone}")
+    return name
 
 
 def _files_at(path: Path) -> list[Path]:
@@ -145,7 +220,18 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _is_idx(file: Path) -> bool:
-    return _NAME.fullmatch(file.name) is not None and file.is_file()
+    return _parsed(file.name) is not None and file.is_file()
+
+
+def _has_images(path: Path) -> bool:
+    """Whether it is a file that starts as IDX images do."""
+    if not path.is_file():
+        return False
+    try:
+        with _opened(path) as stream:
+            return stream.read(4) == _IMAGES.magic.to_bytes(4, "big")
+    except (InkdropError, EOFError):
+        return False  # whoever else knows the file can say what is wrong with it
 
 
 def _entries(path: Path) -> list[Path]:
@@ -158,25 +244,22 @@ def _entries(path: Path) -> list[Path]:
         raise InkdropError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _role(file: Path) -> str:
-    match = _NAME.fullmatch(file.name)
-    if match is None:
-        raise InkdropError(f"{file}: not a name of an IDX file: expected {EXPECTED_NAMES}")
-    part = {"train": "train", "t10k": "test"}[match[1]]
-    return f"{part} {match[2] or match[3]}"
-
-
-def _load_part(images_file: Path, labels_file: Path | None, name: str) -> ImageSet:
+def _load_part(images_file: Path, labels_file: Path | None, name: str, variant: str) -> Arrays:
     images = read_idx_images(images_file)
-    if labels_file is None:
-        return ImageSet(images, None, name)
-    labels = read_idx_labels(labels_file)
-    if len(images) != len(labels):
+    files = [images_file] if labels_file is None else [images_file, labels_file]
+    labels = None if labels_file is None else read_idx_labels(labels_file)
+    if labels is not None and len(images) != len(labels):
         raise InkdropError(
             f"{images_file} holds {len(images)} images but {labels_file} {len(labels)} labels: "
             "there must be one for each; are the files of the same set?"
         )
-    return ImageSet(images, labels, name)
+    notes = []
+    if variant:
+        images = images.transpose(0, 2, 1)
+        notes.append(_UPRIGHT)
+    if variant == "emnist-letters" and labels is not None:
+        notes.append(_LETTERS)
+    return Arrays(images, labels, name, KIND, notes=notes, identity=files_identity(files))
 
 
 # Reading one file

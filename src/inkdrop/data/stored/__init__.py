@@ -1,0 +1,1 @@
+"""Images as people have them: recognised by looking, and read where they are stored."""
