@@ -1,7 +1,10 @@
 """What every test shares."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault
 )
 settings.load_profile("inkdrop")
+
+# No test may write to the cache of whoever runs it. It is set here, before anything is imported
+# that reads it, and in the environment, which worker processes and commands inherit.
+_CACHE = tempfile.mkdtemp(prefix="inkdrop-tests-")
+os.environ["INKDROP_CACHE"] = _CACHE
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

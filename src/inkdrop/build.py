@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from .config import Config, MLPConfig, NetworkConfig, ScheduleConfig, UNetConfig
+from .config import Config, DataConfig, MLPConfig, NetworkConfig, ScheduleConfig, UNetConfig
+from .data.augment import Augmentation
 from .diffusion import objectives
 from .diffusion.denoiser import Denoiser
 from .diffusion.objectives import Objective
@@ -33,19 +34,36 @@ def build_schedule(config: ScheduleConfig) -> NoiseSchedule:
 
 
 def build_network(
-    config: NetworkConfig, shape: tuple[int, ...], learned_variance: bool = False
+    config: NetworkConfig,
+    shape: tuple[int, ...],
+    learned_variance: bool = False,
+    augmentation_labels: int = 0,
 ) -> nn.Module:
     """The network of a configuration, for examples of `shape`: (C, H, W), or (D,) for an MLP.
 
-    With a learned variance it has twice the outputs.
+    With a learned variance it has twice the outputs; with augmentation labels it is told these.
     """
     outputs = shape[0] * (2 if learned_variance else 1)
     if isinstance(config, UNetConfig) and len(shape) == 3:
-        return UNet(config, shape[0], (shape[1], shape[2]), outputs)
+        return UNet(config, shape[0], (shape[1], shape[2]), outputs, augmentation_labels)
     if isinstance(config, MLPConfig) and len(shape) == 1:
         return MLP(config, shape[0], outputs)
-    expected = "images (C, H, W)" if isinstance(config, UNetConfig) else "points (D,)"
-    raise InkdropError(f"a network of kind {config.kind} takes {expected}, not examples of {shape}")
+    expected, other = (
+        ("images (C, H, W)", "points, such as points-gmm")
+        if isinstance(config, UNetConfig)
+        else ("points (D,)", "images, such as folder")
+    )
+    raise InkdropError(
+        f"a network of kind {config.kind} takes {expected}, not examples of {shape}; choose a "
+        f"preset for {other}"
+    )
+
+
+def augmentation_of(data: DataConfig) -> Augmentation:
+    """How a configuration varies images."""
+    return Augmentation(
+        data.horizontal_flip, data.shift, data.padding, data.rotation, data.non_leaking
+    )
 
 
 def build_denoiser(
@@ -61,7 +79,12 @@ def build_denoiser(
             raise InkdropError(
                 "this configuration has no network of its own: pass the module, network=…"
             )
-        network = build_network(config.network, shape, config.variance == "learned")
+        network = build_network(
+            config.network,
+            shape,
+            config.variance == "learned",
+            augmentation_of(config.data).labels,
+        )
     return Denoiser(
         network,
         build_schedule(config.schedule),

@@ -17,6 +17,7 @@ from .errors import InkdropError, unknown_name
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .config import Config
     from .run import Run
 
 _HELP = """\
@@ -25,6 +26,7 @@ inkdrop: denoising diffusion models, from images to samples, pictures and number
 usage: inkdrop COMMAND ...
 
   train PRESET    train on images, or go on where a run left off
+  data check PATH look at images before training on them
   sample RUN      generate images from a run
   likelihood RUN  measure bits per dimension, term by term
   fit RUN         fit timesteps to a run, for sample --timesteps fitted
@@ -75,7 +77,7 @@ def _fail(message: str) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from .presets import PRESETS, preset
+    from .presets import PRESETS, fitted, preset
 
     if not arguments or arguments[0] in ("-h", "--help"):
         names = "\n".join(
@@ -95,28 +97,95 @@ def _train(arguments: list[str]) -> int:
     from .options import TrainOptions, parse
 
     description = (PRESETS[arguments[0]].__doc__ or "").strip()
-    options = parse(
-        TrainOptions,
-        arguments[1:],
-        f"inkdrop train {arguments[0]}",
-        description,
-        TrainOptions(config=config),
-    )
-    config = options.config
-    if options.data:
-        config.data.path = options.data
-    if options.steps is not None:
-        config.training.epochs = None
-        config.training.steps = options.steps
+    program = f"inkdrop train {arguments[0]}"
+
+    def parsed(start: Config) -> TrainOptions:
+        options = parse(
+            TrainOptions, arguments[1:], program, description, TrainOptions(config=start)
+        )
+        config = options.config
+        if options.data:
+            config.data.path = options.data
+        if options.bad_images is not None:
+            config.data.bad_images = options.bad_images
+        if options.steps is not None:
+            config.training.epochs = None
+            config.training.steps = options.steps
+        return options
+
+    options = parsed(config)
+    console, loaded = _console(), None
+    if arguments[0] == "folder":
+        from .data.loading import load_source
+
+        loaded = load_source(options.config.data, console, conditional=options.config.conditional)
+        train_set = loaded.source.train
+        if train_set.noun != "image":
+            raise InkdropError(
+                f"{train_set.name} holds {train_set.noun}s, and the preset folder is for images: "
+                f"inkdrop train points-gmm --data {' '.join(options.config.data.path)}"
+            )
+        # The network is proposed from them; flags go before that.
+        options = parsed(fitted(config, train_set.shape, len(train_set)))
 
     from .training.trainer import Trainer
 
-    console = _console()
-    trainer = Trainer(config, options.out, resume=options.resume, console=console)
+    trainer = Trainer(
+        options.config, options.out, resume=options.resume, loaded=loaded, console=console
+    )
     trainer.run()
     if trainer.stopped_by is not None and trainer.step < trainer.total:
         return 128 + int(trainer.stopped_by)
     say(console, f"the run is in {trainer.out}; next: inkdrop sample {trainer.out}")
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    commands = {"check": _data_check, "cache": _data_cache}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print(
+            "usage: inkdrop data COMMAND\n\n"
+            "  check PATH   look at images: what they are, what is wrong, what training costs\n"
+            "  cache        what decoded images are kept, and how to be rid of them\n\n"
+            "PATH is a folder, an archive or files of any kind, or hf:NAME for a set of the hub."
+        )
+        return 0 if arguments else _fail(f"data needs a command: {', '.join(commands)}")
+    if arguments[0] not in commands:
+        raise unknown_name("data command", arguments[0], commands)
+    return commands[arguments[0]](arguments[1:])
+
+
+def _data_check(arguments: list[str]) -> int:
+    paths = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    from .options import DataCheckOptions, parse
+
+    options = parse(
+        DataCheckOptions,
+        arguments[len(paths) :],
+        "inkdrop data check PATH",
+        "Look at images before training on them. Leaves with 1 if some cannot be used.",
+        DataCheckOptions(),
+    )
+    if not paths:
+        raise InkdropError("data check needs a path first: inkdrop data check photos/")
+    from .checking import check_data
+
+    return check_data(paths, options, _console())
+
+
+def _data_cache(arguments: list[str]) -> int:
+    from .options import DataCacheOptions, parse
+
+    options = parse(
+        DataCacheOptions,
+        arguments,
+        "inkdrop data cache",
+        "What decoded images are kept.",
+        DataCacheOptions(),
+    )
+    from .checking import show_cache
+
+    show_cache(options.clear, _console())
     return 0
 
 
@@ -250,6 +319,7 @@ def _doctor(arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "data": _data,
     "sample": _sample,
     "likelihood": _likelihood,
     "fit": _fit,

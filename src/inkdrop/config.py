@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,7 +23,9 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 SOURCES = (
     "digits",
     "mnist",
+    "fashion-mnist",
     "cifar10",
+    "files",
     "points-gmm",
     "points-swiss-roll",
     "points-checkerboard",
@@ -30,6 +33,10 @@ SOURCES = (
     "points-rings",
 )
 OWN_IMAGES = "own"
+FITS = ("crop", "random-crop", "pad", "stretch")
+PADDINGS = ("edge", "reflect", "zero")
+MEMORY = ("auto", "resident", "mapped")
+BAD_IMAGES = ("stop", "skip")
 OBJECTIVES = (
     "simple",
     "weighted-noise",
@@ -50,18 +57,54 @@ SCHEDULE_FIELDS = {
 }
 
 
+def _one_or_two(size: tuple[int, ...]) -> tuple[int, ...]:
+    if len(size) > 2:
+        raise ValueError(f"one side, or height and width, got {len(size)} numbers")
+    return size
+
+
 class DataConfig(Settings):
-    """Which images or points, and how images are varied."""
+    """Which images or points, what is made of them, and how they are varied."""
 
     source: Annotated[str, one_of("data source", (*SOURCES, OWN_IMAGES))] = "digits"
-    """Where data comes from: digits, mnist, cifar10, points-gmm, points-swiss-roll,
-    points-checkerboard, points-two-moons, points-rings; or own, for what is passed in Python."""
+    """Where data comes from where no path is given: digits, mnist, fashion-mnist, cifar10,
+    points-gmm, points-swiss-roll, points-checkerboard, points-two-moons or points-rings; files, for
+    none but the path's; own, for what is passed in Python."""
     path: tuple[str, ...] = ()
-    """Files or a folder; empty for the source's own place."""
+    """Files or a folder of any kind, hf:NAME for a set of the Hugging Face hub, or the name of
+    another source; empty for the source's own place."""
+    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_one_or_two)] = ()
+    """The side, or height and width, that images are brought to; proposed by the check where not
+    given."""
+    channels: Literal[1, 3, 4] | None = None
+    """1 for grey, 3 for colour, 4 to keep transparency; proposed by the check where not given."""
+    fit: Annotated[str, one_of("fit", FITS)] = "crop"
+    """How another shape is brought to size: crop (the middle), random-crop (a place drawn once for
+    each image), pad or stretch."""
+    background: str = "auto"
+    """Beneath transparency and around padding: white, black, #rrggbb or another colour; auto is
+    white, or black for images too light to show on it."""
+    bad_images: Annotated[str, one_of("policy for bad images", BAD_IMAGES)] = "stop"
+    """What happens when some cannot be used: stop, or skip them and write down which."""
+    streaming: bool = False
+    """Decode images as they are needed, and keep none: for sets larger than the disk."""
+    window: Annotated[int, Field(ge=2)] = 2048
+    """streaming: how many encoded images are at hand, to be shuffled."""
+    memory: Annotated[str, one_of("memory mode", MEMORY)] = "auto"
+    """resident on the device, mapped from a file, or auto: resident where it fits."""
+    workers: PositiveInt | None = None
+    """Processes that check and decode; one a core where not given."""
     horizontal_flip: bool = False
     """Mirror half of the images."""
     shift: NonNegativeInt = 0
-    """Move images by up to this many pixels each way; edges are repeated."""
+    """Move images by up to this many pixels each way: a random crop of the padded image."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Turn images by up to this many degrees each way."""
+    padding: Annotated[str, one_of("padding", PADDINGS)] = "edge"
+    """What shifts and rotations bring in: edge (repeated), reflect or zero (black)."""
+    non_leaking: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of each of EDM's non-leaking augmentations, which the network is told of; they
+    use 0.12 for CIFAR-10."""
     held_out: PositiveInt = 256
     """Examples for the held-out loss: from the test set, or set aside where there is none."""
 
@@ -249,6 +292,8 @@ class Config(Settings):
     """Of the reverse steps, where the objective knows one: posterior, beta or learned."""
     timestep_sampler: Annotated[str, one_of("timestep sampler", TIMESTEP_SAMPLERS)] = "uniform"
     """Which timesteps a batch is trained at: uniform, stratified or loss-aware."""
+    conditional: bool = False
+    """Tell the network the classes of the data, as many as there are."""
     weighting: WeightingConfig = WeightingConfig()
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -262,8 +307,12 @@ def differences(before: Config, after: Config) -> list[str]:
     """The fields in which two configurations would train differently, as "path: old → new".
 
     What does not change the result is left out: the name, `logging`, the device, and where the
-    data lies (a run knows its data by a fingerprint).
+    data lies and is kept (a run knows its data by a fingerprint). `conditional` leaves the number
+    of classes to the data, so that any number agrees with it.
     """
+    if after.conditional and after.network and before.network and not after.network.classes:
+        told = after.network.model_copy(update={"classes": before.network.classes})
+        after = after.model_copy(update={"network": told})
     old, new = (dict(_leaves(config.model_dump(exclude=_FREE))) for config in (before, after))
     return [
         f"{path}: {old.get(path)!r} → {new.get(path)!r}"
@@ -272,7 +321,12 @@ def differences(before: Config, after: Config) -> list[str]:
     ]
 
 
-_FREE: Any = {"name": True, "logging": True, "data": {"path"}, "training": {"device"}}
+_FREE: Any = {
+    "name": True,
+    "logging": True,
+    "data": {"path", "memory", "workers"},
+    "training": {"device"},
+}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

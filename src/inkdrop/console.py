@@ -18,23 +18,24 @@ def say(console: Console | None, text: str) -> None:
 
 @contextmanager
 def progress_bar(
-    console: Console | None, what: str, total: int | None
+    console: Console | None, what: str, total: int | None, noun: str = "network inputs"
 ) -> Iterator[Callable[[int], None]]:
-    """A bar of network inputs done, if a person is watching; yields what moves it on by some.
+    """A bar of what is done, if a person is watching; yields what moves it on by some.
 
     Args:
         total: how many there will be; None where nobody knows.
+        noun: what they are.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
         TextColumn(f"[bold]{what}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} network inputs"),
+        TextColumn("{task.completed:,.0f} " + noun),
         TimeRemainingColumn(),
         console=console,
         disable=console is None or not console.is_terminal,
     )
     task = bar.add_task("", total=total)
     with bar:
-        yield lambda inputs: bar.advance(task, inputs)
+        yield lambda done: bar.advance(task, done)

@@ -7,7 +7,7 @@ import io
 import re
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -25,11 +25,50 @@ class TrainOptions:
     out: str | None = None
     """The run folder; runs/PRESET where not given."""
     data: tuple[str, ...] = ()
-    """The images: a folder or files; the preset's own place where not given."""
+    """The images: a folder, an archive or files of any kind; hf:NAME for a set of the hub; or the
+    name of a known set. The preset's own place where not given."""
+    bad_images: str | None = None
+    """What happens when some cannot be used: stop, the default, or skip."""
     steps: int | None = None
     """Optimizer steps, instead of the preset's."""
     resume: str = "auto"
     """auto goes on with the run in the folder; never refuses a folder that holds one."""
+
+
+@dataclass
+class DataCheckOptions:
+    """Options of `inkdrop data check`."""
+
+    json: bool = False
+    """Print what was found as JSON, and nothing else."""
+    out: str | None = None
+    """The folder for check.json and contact-sheet.png; checks/NAME where not given."""
+    size: tuple[int, ...] = ()
+    """The side, or height and width, to bring images to; proposed where not given."""
+    channels: Literal[1, 3, 4] | None = None
+    """1 for grey, 3 for colour, 4 to keep transparency; proposed where not given."""
+    fit: str = "crop"
+    """crop, random-crop, pad or stretch."""
+    background: str = "auto"
+    """The colour beneath transparency and around padding."""
+    preset: str = "folder"
+    """What to estimate memory and time for."""
+    trial: bool = True
+    """Time ten steps of training for that."""
+    refresh: bool = False
+    """Look at every image again, though they have not changed since the last check."""
+    streaming: bool = False
+    """A set of the hub: look at the first images only, and fetch no more."""
+    workers: int | None = None
+    """Processes that decode; one a core where not given."""
+
+
+@dataclass
+class DataCacheOptions:
+    """Options of `inkdrop data cache`."""
+
+    clear: bool = False
+    """Delete all of it."""
 
 
 @dataclass
@@ -180,9 +219,19 @@ def _one_line(box: str, program: str) -> InkdropError:
             sections[-1].append(line)
     said = " ".join(sections[1]) if len(sections) > 1 else ""
     said = re.sub(r"^Error parsing (config\S*: )?", "", said)
+    said = re.sub(r"\. Expected one of \((.*)\)\.", _in_order, said)
+    stray = re.match(r"Unrecognized options: ([^-]\S*?)(,|$)", said)
+    if stray:
+        return InkdropError(f"unexpected {stray[1]!r} ({program} --help)")
     unknown = re.match(r"Unrecognized options: (-\S*?)(,|$)", said)
     if unknown:
         nearest = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(chain(*sections[2:])))
         hint = f": did you mean {nearest[1]}?" if nearest else ";"
         return InkdropError(f"unknown option {unknown[1]}{hint} {program} --help lists them all")
     return InkdropError(f"{said or 'the options cannot be read'} ({program} --help)")
+
+
+def _in_order(choices: re.Match[str]) -> str:
+    """tyro's choices, which it lists in another order every time."""
+    named = sorted(choice.strip(" '") for choice in choices[1].split(","))
+    return f"; choose from {', '.join(name for name in named if name != 'None')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .config import (
@@ -58,6 +59,95 @@ def mnist() -> Config:
             metrics_every=25, held_out_every=250, checkpoint_every=500, samples_every=500
         ),
     )
+
+
+def fashion_mnist() -> Config:
+    """Fashion-MNIST, 60,000 pictures of clothes of 28×28 pixels: ten minutes on two cores."""
+    config = mnist()
+    config.name = config.data.source = "fashion-mnist"
+    return config
+
+
+def cifar10() -> Config:
+    """CIFAR-10, 60,000 colour photographs of 32×32 pixels, a smaller network: for a GPU."""
+    return Config(
+        name="cifar10",
+        prediction="velocity",
+        data=DataConfig(source="cifar10", horizontal_flip=True, held_out=512),
+        schedule=ScheduleConfig(kind="cosine", timesteps=1000),
+        network=UNetConfig(
+            channels=96,
+            multipliers=(1, 2, 2),
+            blocks=2,
+            attention_resolutions=(16,),
+            head_channels=64,
+            dropout=0.1,
+            time_injection="scale-shift",
+        ),
+        training=TrainingConfig(
+            steps=100_000,
+            batch_size=128,
+            learning_rate=4e-4,
+            warmup_steps=1000,
+            decay="cosine",
+            ema_decay=0.9995,
+        ),
+        logging=LoggingConfig(
+            metrics_every=50, held_out_every=1000, checkpoint_every=2500, samples_every=5000
+        ),
+    )
+
+
+def folder(*paths: str) -> Config:
+    """Any images of yours, --data PATH: size and network are proposed from what they are."""
+    # In Python, folder("photos/") looks at them; without a path it is what suits 32×32.
+    config = Config(
+        name="folder",
+        prediction="velocity",
+        data=DataConfig(source="files", path=paths),
+        schedule=ScheduleConfig(kind="cosine", timesteps=1000),
+        network=UNetConfig(),
+        logging=LoggingConfig(
+            metrics_every=25, held_out_every=250, checkpoint_every=500, samples_every=1000
+        ),
+    )
+    if not paths:
+        return fitted(config, (3, 32, 32), 10_000)
+    from .data.loading import look
+
+    seen = look(config.data)
+    return fitted(config, seen.shape, seen.train_count)
+
+
+def fitted(config: Config, shape: tuple[int, ...], count: int) -> Config:
+    """A configuration with the network and the length of training that suit such images.
+
+    Args:
+        shape: (C, H, W).
+        count: how many there are to train on.
+    """
+    config = config.model_copy(deep=True)
+    longest = max(shape[1:])
+    if longest <= 12:
+        network = UNetConfig(channels=32, multipliers=(1, 1), blocks=1)
+    elif longest <= 16:
+        network = UNetConfig(channels=32, multipliers=(1, 2), blocks=1)
+    else:
+        patch, channels = (2, 48) if longest <= 32 else (4, 64)
+        deeper = () if longest <= 64 else (2,)
+        network = UNetConfig(
+            channels=channels, multipliers=(1, 2, 2, *deeper), blocks=1, patch_size=patch
+        )
+    config.network = network
+    config.training = TrainingConfig(
+        steps=max(3000, min(20_000, 50 * math.isqrt(count))),
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        decay="linear",
+        ema_decay=0.998,
+    )
+    return config
 
 
 def ho_cifar10() -> Config:
@@ -137,6 +227,9 @@ def _points(source: str) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "folder": folder,
     "ho-cifar10": ho_cifar10,
     "points-gmm": points_gmm,
     "points-swiss-roll": points_swiss_roll,

@@ -4,6 +4,7 @@ RUN/config.json         the configuration
 RUN/environment.json    versions, machine and command of every session that trained it
 RUN/checkpoints/        step-…/: weights, averaged weights, optimizer
 RUN/metrics.jsonl       one JSON object a line
+RUN/data.json           what the images were found to be, which were skipped, what was done to them
 RUN/example.png         a held-out image, for pictures
 RUN/samples/            images and grids
 RUN/timesteps.json      what `inkdrop fit` measured, for fitted timesteps
@@ -16,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +39,12 @@ from .checkpoint import (
     replace_synced,
 )
 from .config import Config
+from .data.checked import Check
 from .data.examples import Examples
 from .data.images import Source
+from .data.loading import load_own, load_source
 from .data.pixels import to_picture
-from .data.sources import load_source
+from .data.proposal import Proposal
 from .data.stream import held_out_split
 from .diffusion.denoiser import Denoiser
 from .diffusion.fitting import PathErrors, StepTerms, fit_path, fit_timesteps
@@ -50,6 +54,7 @@ from .diffusion.spacing import FITTED
 from .errors import InkdropError, unknown_name
 from .metrics import read_metrics
 
+DATA_FILE = "data.json"
 FITTED_FILE = "timesteps.json"
 WEIGHTS = {"ema": "ema", "raw": "weights"}
 
@@ -113,18 +118,22 @@ class Run:
         denoiser.network.to(choose_device(self._device)).eval()
         return denoiser
 
-    def load_data(self, path: Sequence[str] = (), source: Source | None = None) -> RunData:
+    def load_data(self, path: Sequence[str] = (), source: Any = None) -> RunData:
         """The data that this run was trained on, split as it was for training.
 
         Args:
             path: where it lies, if not where training found it.
-            source: the data itself, where it is the user's own.
+            source: the data itself, where it is the user's own, as for `train`.
 
         Raises:
             InkdropError: if it is other data, or the user's own and not given.
         """
         data = self.config.data
-        source = source or load_source(data.source, path or data.path)
+        if source is not None:
+            loaded = load_own(source, data)
+        else:
+            loaded = load_source(data.model_copy(update={"path": tuple(path) or data.path}))
+        source = loaded.source
         train, held_out = held_out_split(source.train, source.test, data.held_out)
         if train.fingerprint != self.fingerprint:
             raise InkdropError(
@@ -272,6 +281,17 @@ def write_config(path: Path, config: Config) -> None:
     """Write config.json."""
     content = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json")}
     replace_synced(path / "config.json", json.dumps(content, indent=1).encode())
+
+
+def write_data(path: Path, check: Check, proposal: Proposal) -> None:
+    """Write data.json: what the images were found to be, what was skipped, and what was done."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "transform": asdict(proposal.transform),
+        "proposed": list(proposal.reasons),
+        "check": check.to_json(),
+    }
+    replace_synced(path / DATA_FILE, json.dumps(content, indent=1).encode())
 
 
 def write_example(path: Path, image: Tensor) -> None:

@@ -47,6 +47,10 @@ def test_an_image_set_is_frozen():
         ({"labels": torch.zeros(5, 1, dtype=torch.int64)}, "got (5, 1)"),
         ({"labels": torch.zeros(5)}, "labels must be int64, got torch.float32"),
         ({"labels": torch.tensor([0, 1, 2, -1, 0])}, "label 3 is -1"),
+        (
+            {"labels": torch.tensor([0, 1, 2**40, 1, 0])},
+            "below 1,048,576, but one is 1099511627776",
+        ),
     ],
 )
 def test_what_is_no_image_set_is_refused_in_one_line(changes, message):

@@ -14,10 +14,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from inkdrop import config
+from inkdrop.config import DataConfig
 from inkdrop.data import sources
-from inkdrop.data.images import ImageSet
-from inkdrop.data.points import POINTS, draw
-from inkdrop.data.sources import SOURCES, load_source, origin
+from inkdrop.data.images import Source
+from inkdrop.data.loading import load_source
+from inkdrop.data.points import POINTS, PointSet, draw
+from inkdrop.data.sources import find, place_of
+from inkdrop.data.stored.collection import Arrays, Found
 from inkdrop.errors import InkdropError
 
 
@@ -27,16 +30,32 @@ def no_data_of_ones_own(monkeypatch):
 
 
 @pytest.fixture
-def hub_calls(monkeypatch) -> list[tuple[str, str]]:
+def hub_calls(monkeypatch) -> list[tuple[str, bool]]:
     """What is asked of the hub, which answers with one grey image."""
     calls = []
 
-    def load_hub(reference: str, split: str) -> ImageSet:
-        calls.append((reference, split))
-        return ImageSet(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), None, split)
+    def find_hub(reference: str, streaming: bool) -> Found:
+        calls.append((reference, streaming))
+        return Found(Arrays(np.zeros((1, 4, 4), np.uint8), None, reference, "of the hub"), None)
 
-    monkeypatch.setattr(sources, "load_hub", load_hub)
+    monkeypatch.setattr(sources, "find_hub", find_hub)
     return calls
+
+
+def asked(source: str, *path: object, **settings: object) -> DataConfig:
+    return DataConfig(source=source, path=tuple(map(str, path)), **settings)
+
+
+def load(source: str, *path: object) -> Source:
+    return load_source(asked(source, *path)).source
+
+
+def refusal(source: str, *path: object) -> str:
+    """The message with which the path is refused; it is one line."""
+    with pytest.raises(InkdropError) as error:
+        find(asked(source, *path))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def write_idx(folder: Path) -> Path:
@@ -61,34 +80,35 @@ def write_parquet(file: Path, labels: range, column: str = "image") -> Path:
     return file
 
 
-def refusal(source: str, *path: object) -> str:
-    """The message with which the path is refused; it is one line."""
-    with pytest.raises(InkdropError) as error:
-        load_source(source, [str(part) for part in path])
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_every_source_is_a_choice_of_the_configuration_and_no_other():
-    assert tuple(SOURCES) == config.SOURCES
-    with pytest.raises(InkdropError, match=f"choose from {', '.join(SOURCES)}, own"):
-        config.DataConfig(source="no such source")
+def test_an_unknown_source_is_refused_by_the_configuration():
+    with pytest.raises(InkdropError, match="did you mean 'mnist'"):
+        DataConfig(source="minst")
+    with pytest.raises(InkdropError, match=f"choose from {', '.join(config.SOURCES)}, own"):
+        DataConfig(source="no such source")
 
 
 def test_images_of_ones_own_have_to_be_passed():
     assert "pass them: train(config, source=" in refusal("own")
 
 
-def test_an_unknown_source_is_told_the_nearest():
-    message = refusal("minst")
-    assert "did you mean 'mnist'? choose from digits, mnist, cifar10" in message
+def test_files_need_a_path():
+    assert "which images? give them: --data PATH" in refusal("files")
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in():
+    assert "a path is empty" in refusal("files", "")
+    assert "a path is empty" in refusal("mnist", "photos", "")
+
+
+def test_a_data_set_nearly_named_is_told():
+    assert "did you mean the data set 'cifar10'?" in refusal("files", "cifar-10")
 
 
 # Digits
 
 
 def test_the_digits_are_those_of_scikit_learn():
-    source = load_source("digits")
+    source = load("digits")
     assert source.test is None
     assert source.train.images.shape == (1797, 1, 8, 8)
     assert source.train.labels.tolist() == load_digits().target.tolist()
@@ -96,7 +116,7 @@ def test_the_digits_are_those_of_scikit_learn():
 
 
 def test_the_digits_levels_are_spread_over_the_whole_range():
-    images = load_source("digits").train.images
+    images = load("digits").train.images
     levels = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
     assert images.unique().tolist() == levels
     original = torch.from_numpy(load_digits().images).long()
@@ -105,11 +125,11 @@ def test_the_digits_levels_are_spread_over_the_whole_range():
 
 def test_the_digits_are_the_same_everywhere():
     known = "706d16867f1e6e6f6d7913defdca282aafab2abc4bb00f40864d837e27a6bd2b"
-    assert load_source("digits").train.fingerprint == known
+    assert load("digits").train.fingerprint == known
 
 
 def test_the_digits_take_no_path(tmp_path):
-    assert f"digits takes no path, got {tmp_path}" in refusal("digits", tmp_path)
+    assert f"the digits take no path, got {tmp_path}" in refusal("digits", tmp_path)
 
 
 # Points in the plane
@@ -117,33 +137,35 @@ def test_the_digits_take_no_path(tmp_path):
 
 @pytest.mark.parametrize("name", POINTS)
 def test_points_are_drawn_for_training_and_testing(name):
-    source = load_source(name)
+    source = load(name)
     assert (len(source.train), len(source.test)) == (50_000, 10_000)
     assert source.train.shape == source.test.shape == (2,)
-    assert source.train.fingerprint == load_source(name).train.fingerprint
+    assert source.train.fingerprint == load(name).train.fingerprint
     drawn = torch.cat([source.train.points, source.test.points, draw(name, 10_000)])
     # In float32 a few of 70,000 points coincide by chance; two draws from one address all would.
     assert len(drawn.unique(dim=0)) > 69_900
 
 
-def test_points_take_no_path(tmp_path):
-    assert f"points-rings takes no path, got {tmp_path}" in refusal("points-rings", tmp_path)
-
-
-def test_points_come_from_a_formula():
-    assert origin("points-gmm") == "its formula"
+def test_points_of_a_file_go_before_those_of_the_source(tmp_path):
+    (tmp_path / "mine.csv").write_text("x,y\n0,1\n2,3\n")
+    found = find(asked("points-rings", tmp_path / "mine.csv"))
+    assert isinstance(found, Source)
+    assert isinstance(found.train, PointSet)
+    assert found.train.points.tolist() == [[0, 1], [2, 3]]
+    assert found.test is None
 
 
 # MNIST
 
 
-def test_mnist_from_a_folder_from_files_in_any_order_and_from_a_single_string(tmp_path):
+def test_mnist_from_a_folder_and_from_files_in_any_order(tmp_path):
     write_idx(tmp_path)
-    files = sorted(str(file) for file in tmp_path.iterdir())
-    folder = load_source("mnist", [str(tmp_path)])
+    files = sorted(tmp_path.iterdir())
+    folder = load("mnist", tmp_path)
     assert (len(folder.train), len(folder.test)) == (3, 2)
-    for other in (files, files[::-1], str(tmp_path)):
-        assert load_source("mnist", other).train.fingerprint == folder.train.fingerprint
+    assert folder.train.values[1].flatten().tolist() == list(range(16, 32))
+    for other in (files, files[::-1]):
+        assert load("mnist", *other).train.fingerprint == folder.train.fingerprint
 
 
 @pytest.mark.parametrize("place", [".", "mnist/train-00000-of-00002.parquet"])
@@ -151,9 +173,9 @@ def test_mnist_from_parquet_in_the_layout_of_the_hub(tmp_path, place):
     write_parquet(tmp_path / "mnist/train-00001-of-00002.parquet", range(3, 5))
     write_parquet(tmp_path / "mnist/train-00000-of-00002.parquet", range(3))
     write_parquet(tmp_path / "mnist/test-00000-of-00001.parquet", range(5, 9))
-    source = load_source("mnist", [str(tmp_path / place)])
+    source = load("mnist", tmp_path / place)
     if place == ".":
-        assert source.train.labels.tolist() == source.train.images[:, 0, 0, 0].tolist()
+        assert source.train.labels.tolist() == source.train.values[:, 0, 0, 0].tolist()
         assert source.train.labels.tolist() == [0, 1, 2, 3, 4]
         assert source.test.labels.tolist() == [5, 6, 7, 8]
     else:
@@ -161,21 +183,19 @@ def test_mnist_from_parquet_in_the_layout_of_the_hub(tmp_path, place):
         assert source.test is None
 
 
-def test_mnist_from_idx_and_parquet_at_once(tmp_path):
-    write_idx(tmp_path)
-    write_parquet(tmp_path / "train.parquet", range(3))
-    assert "give the files of one kind" in refusal("mnist", tmp_path)
+def test_a_known_set_keeps_its_name_wherever_it_lies(tmp_path):
+    assert find(asked("mnist", write_idx(tmp_path))).train.name.startswith("mnist")
 
 
-def test_mnist_from_an_empty_folder_or_a_missing_one(tmp_path):
-    assert "expected train-images-idx3-ubyte" in refusal("mnist", tmp_path)
+def test_a_missing_folder_is_named(tmp_path):
     assert f"no such file or folder: {tmp_path / 'no'}" in refusal("mnist", tmp_path / "no")
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_idx(tmp_path / "digits")
-    assert len(load_source("mnist", ["~/digits"]).train) == 3
+    assert len(load("mnist", "~/digits").train) == 3
 
 
 def test_paths_that_the_system_will_not_take():
@@ -191,57 +211,37 @@ def test_cifar10_from_files_in_any_order(tmp_path):
     second = write_parquet(tmp_path / "train-1.parquet", range(3, 5), "img")
     test = write_parquet(tmp_path / "cifar10_test.parquet", range(5, 9), "img")
     for order in ([first, second, test], [test, second, first], [tmp_path]):
-        source = load_source("cifar10", [str(file) for file in order])
+        source = load("cifar10", *order)
         assert source.train.labels.tolist() == [0, 1, 2, 3, 4]
         assert source.test.labels.tolist() == [5, 6, 7, 8]
 
 
-def test_cifar10_names_decide_and_must_be_clear(tmp_path):
-    for name in ("latest.parquet", "train-test.parquet"):
-        file = write_parquet(tmp_path / name, range(3))
-        assert f"{file}: training or test images?" in refusal("cifar10", file)
-
-
-def test_cifar10_without_training_images(tmp_path):
-    write_parquet(tmp_path / "test.parquet", range(3))
-    assert f"no training images in {tmp_path}" in refusal("cifar10", tmp_path)
-
-
-def test_cifar10_from_what_is_no_parquet(tmp_path):
-    assert f"no Parquet in {tmp_path}" in refusal("cifar10", tmp_path)
-    (tmp_path / "train.bin").write_bytes(bytes(10))
-    assert "no Parquet in" in refusal("cifar10", tmp_path / "train.bin")
-
-
-def test_a_file_given_twice(tmp_path):
-    file = write_parquet(tmp_path / "train.parquet", range(3))
-    assert f"{file} is given twice" in refusal("cifar10", file, tmp_path)
-
-
 def test_training_and_test_images_of_the_real_cifar10(data_dir, tmp_path):
     (tmp_path / "train.parquet").symlink_to(data_dir / "cifar10/test.parquet")
-    source = load_source("cifar10", [str(tmp_path)])
-    assert source.train.shape == (3, 32, 32)
-    assert source.train.classes == 10
+    found = find(asked("cifar10", tmp_path))
+    assert len(found.train.class_names) == 10
+    (item,) = found.train.read(0, 1)
+    assert isinstance(item.content, bytes)
 
 
 # Places of one's own
 
 
-@pytest.mark.parametrize("source", ["mnist", "cifar10"])
+@pytest.mark.parametrize("source", ["mnist", "fashion-mnist", "cifar10"])
 def test_inkdrop_data_is_looked_in_first(tmp_path, monkeypatch, hub_calls, source):
     monkeypatch.setenv("INKDROP_DATA", str(tmp_path))
     write_parquet(tmp_path / source / "train.parquet", range(3))
-    assert load_source(source).train.labels.tolist() == [0, 1, 2]
+    for data in (asked(source), asked("files", source)):
+        assert find(data).train.labels.tolist() == [0, 1, 2]
     assert hub_calls == []
 
 
 def test_a_path_goes_before_inkdrop_data(tmp_path, monkeypatch):
     monkeypatch.setenv("INKDROP_DATA", str(tmp_path / "nowhere"))
-    assert len(load_source("mnist", [str(write_idx(tmp_path))]).train) == 3
+    assert len(load("mnist", write_idx(tmp_path)).train) == 3
 
 
-@pytest.mark.parametrize("source", ["mnist", "cifar10"])
+@pytest.mark.parametrize("source", ["mnist", "fashion-mnist", "cifar10"])
 def test_inkdrop_data_without_the_set_is_an_error_that_names_the_path(
     tmp_path, monkeypatch, hub_calls, source
 ):
@@ -252,20 +252,46 @@ def test_inkdrop_data_without_the_set_is_an_error_that_names_the_path(
 
 
 @pytest.mark.parametrize(
-    ("source", "reference"), [("mnist", "ylecun/mnist"), ("cifar10", "uoft-cs/cifar10")]
+    ("source", "reference"),
+    [
+        ("mnist", "ylecun/mnist"),
+        ("fashion-mnist", "zalando-datasets/fashion_mnist"),
+        ("cifar10", "uoft-cs/cifar10"),
+    ],
 )
 def test_without_a_place_of_its_own_a_set_comes_from_the_hub(
     monkeypatch, hub_calls, source, reference
 ):
     monkeypatch.setenv("INKDROP_DATA", "")
-    assert load_source(source).test.name == "test"
-    assert hub_calls == [(reference, "train"), (reference, "test")]
+    for data in (asked(source), asked("files", source), asked("files", f"hf:{reference}")):
+        assert find(data).train.name == reference
+    assert hub_calls == [(reference, False)] * 3
 
 
-def test_the_origin_of_each_source_is_told(tmp_path, monkeypatch):
-    assert origin("digits") == "scikit-learn"
-    assert "the hub (ylecun/mnist)" in origin("mnist")
-    assert origin("mnist", [str(tmp_path)]) == str(tmp_path)
+def test_the_hub_is_told_of_streaming(hub_calls):
+    find(asked("files", "hf:a/b:c", streaming=True))
+    assert hub_calls == [("a/b:c", True)]
+
+
+def test_a_set_of_the_hub_has_a_name_and_stands_alone(hub_calls):
+    assert "hf: needs the name of a set" in refusal("files", "hf:")
+    assert "stands alone, got hf:a/b, photos" in refusal("files", "hf:a/b", "photos")
+    assert hub_calls == []
+
+
+def test_a_folder_goes_before_the_known_set_of_its_name(tmp_path, monkeypatch, hub_calls):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(Path("mnist/train.parquet"), range(3))
+    assert find(asked("files", "mnist")).train.labels.tolist() == [0, 1, 2]
+    assert place_of(asked("files", "mnist")) == "mnist"
+    assert hub_calls == []
+
+
+def test_the_place_of_each_source_is_told(tmp_path, monkeypatch):
+    assert place_of(asked("digits")) == place_of(asked("files", "digits")) == "scikit-learn"
+    assert place_of(asked("points-gmm")) == "its formula"
+    assert "the hub (ylecun/mnist)" in place_of(asked("mnist"))
+    assert place_of(asked("mnist", tmp_path)) == str(tmp_path)
     (tmp_path / "mnist").mkdir()
     monkeypatch.setenv("INKDROP_DATA", str(tmp_path))
-    assert origin("mnist") == str(tmp_path / "mnist")
+    assert place_of(asked("mnist")) == str(tmp_path / "mnist")

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inkdrop.data.augment import Augmentation
 from inkdrop.data.images import ImageSet
 from inkdrop.data.pixels import to_float
 from inkdrop.data.points import PointSet
@@ -61,7 +62,7 @@ def test_labels_travel_with_their_images() -> None:
 
 def test_a_flip_mirrors_half_of_the_images_and_leaves_the_rest() -> None:
     images = numbered(400)
-    batch = Stream(images, 400, seed=0, horizontal_flip=True).batch(0)
+    batch = Stream(images, 400, 0, Augmentation(horizontal_flip=True)).batch(0)
     original = to_float(images.images[batch.labels])
     mirrored = (batch.x_start == original.flip(-1)).flatten(1).all(1)
     untouched = (batch.x_start == original).flatten(1).all(1)
@@ -71,7 +72,7 @@ def test_a_flip_mirrors_half_of_the_images_and_leaves_the_rest() -> None:
 
 def test_a_shift_moves_each_image_as_a_whole_and_repeats_its_edges() -> None:
     images = numbered(200)
-    batch = Stream(images, 200, seed=0, shift=1).batch(0)
+    batch = Stream(images, 200, 0, Augmentation(shift=1)).batch(0)
     moves = set()
     for moved, label in zip(batch.x_start, batch.labels, strict=True):
         image = to_float(images.images[int(label)])[0]
@@ -99,10 +100,41 @@ def test_points_come_in_the_same_order_as_images_and_as_they_are() -> None:
     assert torch.equal(batch.x_start, points.points[batch.labels])
 
 
-def test_points_cannot_be_flipped_or_shifted() -> None:
-    for change in ({"horizontal_flip": True}, {"shift": 2}):
-        with pytest.raises(InkdropError, match="numbered: points cannot be flipped or shifted"):
-            Stream(numbered_points(5), 2, 0, **change)
+def test_points_cannot_be_flipped_shifted_or_turned() -> None:
+    for change in ({"horizontal_flip": True}, {"shift": 2}, {"rotation": 5.0}):
+        with pytest.raises(InkdropError, match="numbered: points cannot be flipped, shifted or"):
+            Stream(numbered_points(5), 2, 0, Augmentation(**change))
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(shift=1, rotation=10)])
+def test_processes_share_a_batch_and_together_have_what_one_would(augmentation) -> None:
+    images = numbered(50)
+    whole = Stream(images, 12, 1, augmentation).batch(5)
+    for world in (2, 3, 4):
+        parts = [
+            Stream(images, 12, 1, augmentation, rank=rank, world_size=world).batch(5)
+            for rank in range(world)
+        ]
+        assert torch.equal(torch.cat([part.x_start for part in parts]), whole.x_start)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+
+
+def test_a_batch_that_cannot_be_shared_evenly() -> None:
+    with pytest.raises(InkdropError, match="a batch of 10 cannot be shared evenly by 4"):
+        Stream(numbered(50), 10, 0, world_size=4)
+
+
+def test_a_memory_mode_does_not_change_a_batch() -> None:
+    images = numbered(50)
+    here = Stream(images, 12, 1, memory="resident")
+    there = Stream(images, 12, 1, memory="mapped")
+    assert here.resident
+    assert not there.resident
+    for step in (0, 1, 2, 7, 1):
+        assert torch.equal(here.batch(step).x_start, there.batch(step).x_start)
+        assert torch.equal(here.batch(step).labels, there.batch(step).labels)
+    with pytest.raises(InkdropError, match="unknown memory mode 'residnet'"):
+        Stream(images, 12, 1, memory="residnet")
 
 
 def test_points_are_held_out_as_images_are() -> None:

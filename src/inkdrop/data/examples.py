@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from ..errors import InkdropError
 from .pixels import to_float
+from .stored.collection import MOST_CLASSES
+
+Indices = Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
 class Examples(ABC):
@@ -26,6 +30,7 @@ class Examples(ABC):
     """
 
     noun: ClassVar[str]  # what messages call one example
+    in_memory: ClassVar[bool] = True  # rather than in a file
     labels: Tensor | None
     name: str
 
@@ -40,16 +45,29 @@ class Examples(ABC):
         """The shape of every example in words."""
 
     @abstractmethod
-    def _with(self, values: Tensor, labels: Tensor | None) -> Self:
-        """A set of the same kind and name."""
+    def _taken(self, index: Tensor) -> Self:
+        """A set of the same kind and name, of the examples at `index` (int64, in range)."""
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def at(self, indices: Indices) -> Tensor:
+        """The examples at `indices`, 0 … N-1, as they are kept: rows of `values`."""
+        return self.values[torch.as_tensor(indices)]
+
+    def labels_at(self, indices: Indices) -> Tensor | None:
+        """Their labels."""
+        return None if self.labels is None else self.labels[torch.as_tensor(indices)]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of every example."""
         return tuple(self.values.shape[1:])
+
+    @property
+    def bytes_each(self) -> int:
+        """The bytes of one example as it is kept."""
+        return math.prod(self.shape) * (1 if self.noun == "image" else 4)
 
     @cached_property
     def classes(self) -> int | None:
@@ -58,7 +76,11 @@ class Examples(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of shape, values and labels: the same for the same data anywhere."""
+        """A digest (hex) that is the same for the same data anywhere.
+
+        The SHA-256 of shape, values and labels; for a part that was taken from a set, of the whole
+        set's fingerprint and the indices.
+        """
         labelled = "labelled" if self.labels is not None else "unlabelled"
         digest = hashlib.sha256(f"{tuple(self.values.shape)} {labelled}\n".encode())
         digest.update(self.values.contiguous().numpy().data)
@@ -66,12 +88,21 @@ class Examples(ABC):
             digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def take(self, indices: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> Self:
+    def take(self, indices: Indices) -> Self:
         """The examples at `indices`, 0 … N-1, in that order, with their labels.
 
         Raises:
             InkdropError: if there is no index, or one is not a whole number in that range.
         """
+        index = self._checked(indices)
+        taken = self._taken(index)
+        everything = torch.equal(index, torch.arange(len(self)))
+        taken.__dict__["fingerprint"] = (
+            self.fingerprint if everything else taken_fingerprint(self.fingerprint, index.numpy())
+        )
+        return taken
+
+    def _checked(self, indices: Indices) -> Tensor:
         index = torch.as_tensor(indices)
         whole = not index.is_floating_point() and index.dtype != torch.bool
         if not whole or index.ndim != 1 or len(index) == 0:
@@ -85,8 +116,7 @@ class Examples(ABC):
             raise InkdropError(
                 f"{self.name}: index {int(index[outside][0])} is outside 0 … {len(self) - 1}"
             )
-        labels = None if self.labels is None else self.labels[index]
-        return self._with(self.values[index], labels)
+        return index
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -104,6 +134,11 @@ class Examples(ABC):
             raise InkdropError(
                 f"{self.name}: labels must be 0 or more, but label {first} is {int(labels[first])}"
             )
+        if labels.max() >= MOST_CLASSES:
+            raise InkdropError(
+                f"{self.name}: labels must be below {MOST_CLASSES:,}, but one is "
+                f"{int(labels.max())}: number the classes from 0"
+            )
 
 
 def to_x_start(values: Tensor) -> Tensor:
@@ -113,3 +148,10 @@ def to_x_start(values: Tensor) -> Tensor:
         values: `Examples.values`, or some of them: uint8 (B, C, H, W) or float32 (B, D).
     """
     return values if values.is_floating_point() else to_float(values)
+
+
+def taken_fingerprint(parent: str, index: NDArray[np.int64]) -> str:
+    """The fingerprint of what was taken from a set at `index`."""
+    digest = hashlib.sha256(f"{parent} taken\n".encode())
+    digest.update(index.astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -48,11 +48,10 @@ class ImageSet(Examples):
     @property
     def size(self) -> str:
         """Height, width and channels in words."""
-        channels, height, width = self.shape
-        return f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}"
+        return image_size(self.shape)
 
-    def _with(self, values: Tensor, labels: Tensor | None) -> Self:
-        return type(self)(values, labels, self.name)
+    def _taken(self, index: Tensor) -> Self:
+        return type(self)(self.at(index), self.labels_at(index), self.name)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,12 @@ class Source:
                 f"{self.test.name} has {self.test.noun}s of shape {self.test.shape}, but "
                 f"{self.train.name} of {self.train.shape}: they must be the same"
             )
+
+
+def image_size(shape: tuple[int, int, int]) -> str:
+    """(C, H, W) in words."""
+    channels, height, width = shape
+    return f"{height}×{width}, {channels} channel{'s' if channels > 1 else ''}"
 
 
 def _check_images(images: Tensor, name: str) -> None:

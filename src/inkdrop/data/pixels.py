@@ -23,7 +23,7 @@ def to_float(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise InkdropError(f"pixels must be uint8, got {images.dtype}")
-    return images.to(torch.float32) / _HALF_RANGE - 1
+    return images.to(torch.float32).div_(_HALF_RANGE).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

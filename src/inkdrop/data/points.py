@@ -53,8 +53,8 @@ class PointSet(Examples):
         (dimensions,) = self.shape
         return f"{dimensions} dimension{'s' if dimensions > 1 else ''}"
 
-    def _with(self, values: Tensor, labels: Tensor | None) -> Self:
-        return type(self)(values, labels, self.name)
+    def _taken(self, index: Tensor) -> Self:
+        return type(self)(self.at(index), self.labels_at(index), self.name)
 
 
 class Mixture(NamedTuple):

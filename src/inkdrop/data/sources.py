@@ -2,76 +2,133 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-import re
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from ..config import OWN_IMAGES
-from ..errors import InkdropError, unknown_name
-from .hub import DATA_VARIABLE, load_hub, load_parquet
-from .idx import holds_idx, load_idx
+from ..config import OWN_IMAGES, SOURCES, DataConfig
+from ..errors import InkdropError
 from .images import ImageSet, Source
+from .places import DATA_VARIABLE, expanded
 from .points import POINTS, PointSet, draw
+from .stored.arrays import Points
+from .stored.collection import Found
+from .stored.hub import find_hub
+from .stored.recognise import recognise
 
-_HUB_REFERENCES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+HUB = "hf:"
+_HUB_REFERENCES = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+}
+_NAMES = tuple(name for name in SOURCES if name != "files")
 _TRAIN_POINTS, _TEST_POINTS = 50_000, 10_000
 
 
-def load_source(source: str, path: Sequence[str] = ()) -> Source:
-    """The images or points of a data set known by name.
+def find(data: DataConfig) -> Found | Source:
+    """The images or points of a configuration, as they are stored; in memory where they are.
 
-        digits     scikit-learn's 1,797 digits, 8x8 grey; no files, no test set
-        mnist      IDX files under MNIST's names, or Parquet
-        cifar10    Parquet
-        points-…   50,000 and 10,000 points in the plane, see `points.draw`; no files
+        digits          scikit-learn's 1,797 digits, 8x8 grey; no files, no test set
+        points-…        50,000 and 10,000 points in the plane, see `points.draw`; no files
+        mnist, fashion-mnist, cifar10
+                        $INKDROP_DATA/NAME if INKDROP_DATA is set, else the hub
+        files           what `data.path` says: see `recognise`
 
-    Args:
-        source: one of `SOURCES`.
-        path: files, or folders with them; `~` is the home folder. Parquet files have train or
-            test in their names; in a folder they may lie one level down, as on the hub. Empty
-            for $INKDROP_DATA/mnist or …/cifar10 if INKDROP_DATA is set, else the hub.
+    A path goes before the source: files or folders of any kind; hf:NAME for a set of the hub; or
+    the name of one of these sources.
 
     Raises:
         InkdropError: if the source is unknown, or its files are missing, ambiguous or damaged.
     """
-    if source == OWN_IMAGES:
+    if data.source == OWN_IMAGES:
         raise InkdropError(
-            "this run's images are the user's own: pass them: train(config, source=Source(…))"
+            "this run's images are the user's own: pass them: train(config, source=…)"
         )
-    if source not in SOURCES:
-        raise unknown_name("data source", source, SOURCES)
-    return SOURCES[source](_given(path))
+    if data.source == "digits" and data.path:
+        raise InkdropError(
+            f"the digits take no path, got {data.path[0]}: they come with scikit-learn; choose "
+            "another preset, such as folder"
+        )
+    if not all(data.path):
+        raise InkdropError("a path is empty: give --data PATH, or . for the folder you are in")
+    known = _known(data)
+    if known is not None:
+        return _named(known, data)
+    if len(data.path) == 1:
+        (place,) = data.path
+        if place.startswith(HUB):
+            if place == HUB:
+                raise InkdropError(f"{HUB} needs the name of a set: {HUB}ylecun/mnist")
+            return find_hub(place.removeprefix(HUB), data.streaming)
+        nearest = difflib.get_close_matches(place, _NAMES, n=1, cutoff=0.8)
+        if nearest and not expanded(place).exists():
+            raise InkdropError(
+                f"no such file or folder: {place}; did you mean the data set {nearest[0]!r}?"
+            )
+    if any(place.startswith(HUB) for place in data.path):
+        raise InkdropError(f"a set of the hub ({HUB}…) stands alone, got {', '.join(data.path)}")
+    name = data.source if data.source in _HUB_REFERENCES else None
+    found = recognise([expanded(place) for place in data.path], name)
+    return _point_source(found) if isinstance(found, Points) else found
 
 
-def origin(source: str, path: Sequence[str] = ()) -> str:
-    """Where `load_source` would read a source from, in words."""
-    if source in POINTS:
+def _known(data: DataConfig) -> str | None:
+    """The name of the source that is asked for, by itself or as the path; None for files."""
+    if not data.path:
+        return data.source
+    (place, *more) = data.path
+    return place if not more and place in _NAMES and not Path(place).exists() else None
+
+
+def _named(name: str, data: DataConfig) -> Found | Source:
+    if name == "files":
+        raise InkdropError("which images? give them: --data PATH (a folder, an archive, …)")
+    if name == "digits":
+        return _digits()
+    if name in POINTS:
+        train = PointSet(
+            draw(name, _TRAIN_POINTS, purpose="training points"), None, f"{name} train"
+        )
+        test = PointSet(draw(name, _TEST_POINTS, purpose="test points"), None, f"{name} test")
+        return Source(train, test)
+    root = os.environ.get(DATA_VARIABLE)
+    if not root:
+        return find_hub(_HUB_REFERENCES[name], data.streaming)
+    own = expanded(root) / name
+    if not own.exists():
+        raise InkdropError(
+            f"{DATA_VARIABLE} is {root}, but there is no {own}: put {name} there, give its files "
+            f"with --data PATH, or unset {DATA_VARIABLE} to fetch it from the hub"
+        )
+    found = recognise([own], name)
+    if isinstance(found, Points):
+        raise InkdropError(f"{own} holds points, not the images of {name}")
+    return found
+
+
+def place_of(data: DataConfig) -> str:
+    """Where `find` looks, in words."""
+    known = _known(data)
+    if known is None:
+        return ", ".join(data.path)
+    if known in POINTS:
         return "its formula"
-    if source not in _HUB_REFERENCES:
+    if known == "digits":
         return "scikit-learn"
-    places = _places(source, _given(path))
-    if places:
-        return ", ".join(map(str, places))
-    return f"the hub ({_HUB_REFERENCES[source]}) or its cache"
+    if known not in _HUB_REFERENCES:
+        return "nowhere"  # `find` says why
+    root = os.environ.get(DATA_VARIABLE)
+    if root:
+        return str(expanded(root) / known)
+    return f"the hub ({_HUB_REFERENCES[known]}) or its cache"
 
 
-def _given(path: Sequence[str]) -> list[Path]:
-    return [_expanded(part) for part in ([path] if isinstance(path, str) else path)]
-
-
-def _digits(paths: Sequence[Path]) -> Source:
+def _digits() -> Source:
     from sklearn.datasets import load_digits
 
-    if paths:
-        raise InkdropError(
-            f"the source digits takes no path, got {paths[0]}: its images come with scikit-learn; "
-            "leave the path out, or choose another source"
-        )
     digits = load_digits()
     pixels = torch.from_numpy(digits.images) * 255 / 16  # they are 0 … 16
     images = pixels.round().to(torch.uint8).unsqueeze(1)
@@ -79,120 +136,9 @@ def _digits(paths: Sequence[Path]) -> Source:
     return Source(ImageSet(images, labels, "digits"), None)
 
 
-def _points(name: str, paths: Sequence[Path]) -> Source:
-    if paths:
-        raise InkdropError(
-            f"the source {name} takes no path, got {paths[0]}: its points are drawn from a "
-            "formula; leave the path out, or choose another source"
-        )
-    train = PointSet(draw(name, _TRAIN_POINTS, purpose="training points"), None, f"{name} train")
-    test = PointSet(draw(name, _TEST_POINTS, purpose="test points"), None, f"{name} test")
-    return Source(train, test)
-
-
-def _mnist(paths: Sequence[Path]) -> Source:
-    places = _places("mnist", paths)
-    if not places:
-        return _from_hub("mnist")
-    idx = [place for place in places if holds_idx(place)]
-    parquet = [file for place in places for file in _parquet_in(place)]
-    if idx and parquet:
-        raise InkdropError(
-            f"IDX files ({idx[0]}) as well as Parquet ({parquet[0]}): give the files of one kind"
-        )
-    return _from_parquet("mnist", places) if parquet else load_idx(places, "mnist")
-
-
-def _cifar10(paths: Sequence[Path]) -> Source:
-    places = _places("cifar10", paths)
-    return _from_parquet("cifar10", places) if places else _from_hub("cifar10")
-
-
-SOURCES: dict[str, Callable[[Sequence[Path]], Source]] = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
-    **{name: partial(_points, name) for name in POINTS},
-}
-"""What loads each source from the paths given for it; where there are none, from its own place."""
-
-
-def _places(source: str, paths: Sequence[Path]) -> Sequence[Path]:
-    """`paths`, or the source's folder in $INKDROP_DATA, or nothing: all that is returned exists."""
-    for path in paths:
-        if not _exists(path):
-            raise InkdropError(f"no such file or folder: {path} (the path of the data, --data)")
-    root = os.environ.get(DATA_VARIABLE)
-    if paths or not root:
-        return paths
-    own = _expanded(root) / source
-    if not _exists(own):
-        raise InkdropError(
-            f"{DATA_VARIABLE} is {root}, but there is no {own}: put {source} there, give its files "
-            f"with --data PATH, or unset {DATA_VARIABLE} to fetch it from the hub"
-        )
-    return [own]
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # ~name, of a name that the system does not know
-        raise InkdropError(f"no home folder for {path}: write the path out") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise InkdropError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _from_hub(source: str) -> Source:
-    reference = _HUB_REFERENCES[source]
-    return Source(load_hub(reference, "train"), load_hub(reference, "test"))
-
-
-def _from_parquet(source: str, places: Sequence[Path]) -> Source:
-    """The set in Parquet files, in the order of their names, whatever order they are given in."""
-    parts: dict[str, list[Path]] = {"train": [], "test": []}
-    for place in places:
-        files = _parquet_in(place)
-        if not files:
-            raise InkdropError(
-                f"no Parquet in {place}: expected files such as train.parquet and test.parquet, "
-                "or a folder with them"
-            )
-        for file in files:
-            parts[_part(file)].append(file)
-    if not parts["train"]:
-        raise InkdropError(
-            f"no training images in {', '.join(map(str, places))}: expected Parquet files with "
-            "train in their names"
-        )
-    ordered = {
-        part: sorted(files, key=lambda file: (file.name, file)) for part, files in parts.items()
-    }
-    for files in ordered.values():
-        for first, second in pairwise(files):
-            if first.samefile(second):
-                raise InkdropError(f"{second} is given twice: leave one out")
-    train = load_parquet(ordered["train"], f"{source} train")
-    test = load_parquet(ordered["test"], f"{source} test") if ordered["test"] else None
-    return Source(train, test)
-
-
-def _parquet_in(place: Path) -> list[Path]:
-    """The Parquet files that a path stands for."""
-    if not place.is_dir():
-        return [place] if place.suffix == ".parquet" else []
-    return list(place.glob("*.parquet")) or list(place.glob("*/*.parquet"))
-
-
-def _part(file: Path) -> str:
-    parts = {"train", "test"} & set(re.findall("[a-z]+", file.stem.lower()))
-    if len(parts) != 1:
-        raise InkdropError(
-            f"{file}: training or test images? its name must have the word train or test in it"
-        )
-    return parts.pop()
+def _point_source(points: Points) -> Source:
+    labels = None if points.labels is None else torch.from_numpy(points.labels)
+    found = PointSet(torch.from_numpy(points.values), labels, points.name)
+    if points.class_names:
+        found.__dict__["classes"] = len(points.class_names)
+    return Source(found, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Denoiser:
         schedule = self.schedule.respaced(kept_timesteps)
         return Denoiser(self.network, schedule, self.prediction, self.shape, self.learned_variance)
 
-    def ask(self, x_t: Tensor, t: Tensor | int, condition: Tensor | None = None) -> Output:
+    def ask(self, x_t: Tensor, t: Tensor | int, condition: Any = None) -> Output:
         """The network's own output for x_t (B, …) at timesteps t (B,) or one for all.
 
         The network is asked in the precision of its weights; the answer is cast back to x_t's.
@@ -92,7 +92,7 @@ class Denoiser:
         told = self.schedule.lookup("network_timesteps", t, t)
         return self._ask(x_t, told, condition)
 
-    def predict(self, x_t: Tensor, t: Tensor | int, condition: Tensor | None = None) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor | int, condition: Any = None) -> Tensor:
         """The network's prediction, like x_t: `ask` without a learned variance."""
         return self.ask(x_t, t, condition).prediction
 
@@ -104,12 +104,12 @@ class Denoiser:
         pair = to_pair(self.prediction, output.prediction, x_t, alpha, sigma)
         return Estimate(pair.x_start, pair.noise, output.variance_fraction)
 
-    def __call__(self, x_t: Tensor, t: Tensor | int, condition: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Tensor | int, condition: Any = None) -> Estimate:
         """x̂₀ and ε̂ for x_t (B, …) at timesteps t: (B,) integers, or one for all."""
         t = self._checked(t, x_t)
         return self.estimate(self.ask(x_t, t, condition), x_t, t)
 
-    def between(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Estimate:
+    def between(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         """x̂₀ and ε̂ at one real-valued timestep, for networks that take such t; ours do.
 
         The noise level is that of `NoiseSchedule.log_snr_between`.
@@ -128,7 +128,7 @@ class Denoiser:
         pair = to_pair(self.prediction, output.prediction, x_t, alpha, sigma)
         return Estimate(pair.x_start, pair.noise, output.variance_fraction)
 
-    def _ask(self, x_t: Tensor, told: Tensor, condition: Tensor | None) -> Output:
+    def _ask(self, x_t: Tensor, told: Tensor, condition: Any) -> Output:
         dtype = next((p.dtype for p in self.network.parameters()), x_t.dtype)
         output = self.network(x_t.to(dtype), told, condition)
         expected = tuple(x_t.shape)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Objective(Protocol):
         x_start: Tensor,
         t: Tensor,
         noise: Tensor,
-        condition: Tensor | None = None,
+        condition: Any = None,
     ) -> Tensor: ...
 
 
@@ -63,7 +63,7 @@ def simple(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
 ) -> Tensor:
     """L_simple: the squared error of the network's own prediction, averaged over dimensions.
 
@@ -88,7 +88,7 @@ def weighted_noise(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     variance: str = "posterior",
 ) -> Tensor:
@@ -114,7 +114,7 @@ def min_snr(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     gamma: float = MIN_SNR_GAMMA,
 ) -> Tensor:
@@ -128,7 +128,7 @@ def p2(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     gamma: float = P2_GAMMA,
     k: float = P2_K,
@@ -150,7 +150,7 @@ def snr_weighted(weight: Callable[[Tensor], Tensor]) -> Objective:
         x_start: Tensor,
         t: Tensor,
         noise: Tensor,
-        condition: Tensor | None = None,
+        condition: Any = None,
     ) -> Tensor:
         _, output = _asked(denoiser, x_start, t, noise, condition)
         # The weights of all T timesteps, so that no step of training can meet a bad one first.
@@ -188,7 +188,7 @@ def variational_bound(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     variance: str | None = None,
     decoder: str = "auto",
@@ -221,7 +221,7 @@ def hybrid(
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     bound_weight: float = BOUND_WEIGHT,
     decoder: str = "auto",
@@ -381,7 +381,7 @@ def _bound(
 
 
 def _asked(
-    denoiser: Denoiser, x_start: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None
+    denoiser: Denoiser, x_start: Tensor, t: Tensor, noise: Tensor, condition: Any
 ) -> tuple[Tensor, Output]:
     """x_t, and what the network says of it."""
     if noise.shape != x_start.shape:

@@ -82,7 +82,7 @@ def truth_of(run: Run, source: Source | None = None) -> Truth | None:
         return None
     source = run.load_data(source=source).source
     parts = [source.train] if source.test is None else [source.train, source.test]
-    mixture = MIXTURES.get(name)
+    mixture = None if run.config.data.path else MIXTURES.get(name)
     return Truth(
         torch.cat([part.values for part in parts]), None if mixture is None else Modes(*mixture)
     )

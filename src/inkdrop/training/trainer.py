@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..build import build_denoiser, build_objective, choose_device
+from ..build import augmentation_of, build_denoiser, build_objective, choose_device
 from ..checkpoint import (
     PARTS,
     Checkpoint,
@@ -26,9 +26,8 @@ from ..checkpoint import (
 from ..config import OWN_IMAGES, OWN_OBJECTIVE, Config, TrainingConfig
 from ..console import say
 from ..data.examples import Examples, to_x_start
-from ..data.images import ImageSet, Source
+from ..data.loading import Loaded, load_own, load_source
 from ..data.pixels import to_uint8
-from ..data.sources import load_source, origin
 from ..data.stream import Stream, held_out_split
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.objectives import Objective
@@ -37,14 +36,14 @@ from ..diffusion.timestep_sampling import timestep_sampler
 from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..metrics import append_metrics, bin_label, rewind_metrics, timestep_bin
+from ..networks.embedding import Condition, rows_of
 from ..randomness import generator, normal, torch_seeded
-from ..report.pictures import grid, save
-from ..report.points import frame_of, scatter
 from ..run import (
     Run,
     cycled_classes,
     read_environment,
     write_config,
+    write_data,
     write_example,
 )
 from .ema import EMA
@@ -68,7 +67,7 @@ def train(
     out: str | Path | None = None,
     *,
     resume: str = "auto",
-    source: Source | None = None,
+    source: Any = None,
     network: nn.Module | None = None,
     objective: Objective | None = None,
     progress: bool = True,
@@ -80,7 +79,8 @@ def train(
         out: the run folder; runs/NAME by default.
         resume: "auto" goes on with a run of the same configuration; "never" refuses a folder that
             holds one.
-        source: images or points of one's own instead of config.data's.
+        source: images or points of one's own instead of config.data's: a `Source`, an array or
+            tensor, a sequence of images or a map-style data set, with labels or without.
         network: a module (x, t, condition) of one's own, with config.network = None.
         objective: losses (B,) of one's own, called as (denoiser, x_start, t, noise, condition);
             for instance `objectives.snr_weighted(f)` with a function f of the SNR.
@@ -112,7 +112,8 @@ def train(
 class Trainer:
     """A training in progress. Making one checks everything and writes nothing; `run` trains.
 
-    The arguments are those of `train`, but for the console to show progress on (None: silent).
+    The arguments are those of `train`, but for `loaded`, config.data's examples if they are loaded
+    already, and the console to show progress on (None: silent).
     """
 
     def __init__(
@@ -121,7 +122,8 @@ class Trainer:
         out: str | Path | None = None,
         *,
         resume: str = "auto",
-        source: Source | None = None,
+        source: Any = None,
+        loaded: Loaded | None = None,
         network: nn.Module | None = None,
         objective: Objective | None = None,
         console: Console | None = None,
@@ -138,21 +140,19 @@ class Trainer:
         self.resumed_from = checkpoint_to_resume(self.out, config, resume)
 
         self.device = choose_device(config.training.device)
-        if source is None:
-            self._origin = origin(config.data.source, config.data.path)
-            if self._origin.startswith("the hub"):
-                say(self.console, f"fetching {config.data.source} from {self._origin}")
-            source = load_source(config.data.source, config.data.path)
-        else:
-            self._origin = "memory"
-        images, self.held_out = held_out_split(source.train, source.test, config.data.held_out)
+        if source is not None:
+            loaded = load_own(source, config.data, self.console)
+        told = config.conditional or bool(getattr(config.network, "classes", None))
+        self.loaded = loaded or load_source(config.data, self.console, conditional=told)
+        train_set, test_set = self.loaded.source.train, self.loaded.source.test
+        images, self.held_out = held_out_split(train_set, test_set, config.data.held_out)
         self.train_set = images
+        _set_classes(config, images)
         self.total = _total_steps(config.training, len(images))
 
         with torch_seeded(config.seed, "initial weights"):
             self.denoiser = build_denoiser(config, images.shape, network)
         self._needs_classes = getattr(config.network, "classes", None)
-        _check_classes(self._needs_classes, images)
         self.network = self.denoiser.network.to(self.device)
         self.ema = EMA(self.network, config.training.ema_decay)
         self.averaged = Denoiser(
@@ -181,10 +181,11 @@ class Trainer:
             images,
             config.training.batch_size,
             config.seed,
-            horizontal_flip=config.data.horizontal_flip,
-            shift=config.data.shift,
+            augmentation_of(config.data),
             device=self.device,
+            memory=config.data.memory,
         )
+        self.waited = 0.0
         if config.logging.tensorboard:
             _summary_writer()  # missing, it is missed before anything is written
         self.step = self._saved_step = 0
@@ -213,16 +214,17 @@ class Trainer:
         try:
             with handling_stop_signals(self._stop):
                 while self.step < self.total and self.stopped_by is None:
-                    self._train_step()
+                    self.train_step()
                     now = time.monotonic()
                     self.seconds = seconds_before + now - began
                     if self.step % logging.metrics_every == 0 or self.step == self.total:
                         images = (self.step - window_first) * self.stream.batch_size
                         rate = images / (now - window_began)
-                        row = self._metrics_row(rate)
+                        row = self._metrics_row(rate, now - window_began)
                         self._log(row, board)
                         progress.update(self.step, row["loss"], rate)
                         self.window, window_began, window_first = LossWindow(), now, self.step
+                        self.waited = 0.0
                     if self._due(logging.held_out_every) and self.held_out is not None:
                         self._log(self._held_out_row(self.held_out), board)
                     if self._due(logging.samples_every):
@@ -251,7 +253,7 @@ class Trainer:
         start = f"going on from step {self.step:,}" if self.step else "starting"
         steps = f"{self.total:,} step{'s' if self.total > 1 else ''}"
         return (
-            f"{examples.name} from {self._origin}: {len(examples):,} training "
+            f"{examples.name} from {self.loaded.origin}: {len(examples):,} training "
             f"{examples.noun}s{held_out}, {examples.size}\n"
             f"{parameters:,} parameters, {self.config.prediction} prediction, "
             f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
@@ -264,11 +266,14 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total)
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
         """One optimizer step: everything it draws is addressed by the step."""
         training, seed, step = self.config.training, self.config.seed, self.step
-        x_start, labels = self.stream.batch(step)
-        condition = labels if self._needs_classes else None
+        asked = time.monotonic()
+        x_start, labels, told = self.stream.batch(step)
+        self.waited += time.monotonic() - asked
+        classes = labels if self._needs_classes else None
+        condition = classes if told is None else Condition(classes, told)
         timesteps = self.denoiser.schedule.timesteps
         draw = self.timestep_sampler.draw(len(x_start), generator(seed, "timestep", step))
         t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).float()
@@ -290,7 +295,7 @@ class Trainer:
                     x_start[rows],
                     t_device[rows],
                     noise[rows],
-                    None if condition is None else condition[rows],
+                    rows_of(condition, rows),
                 )
             weighted = (losses * weight_device[rows]).sum() / len(x_start)
             self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
@@ -338,7 +343,7 @@ class Trainer:
             "--training.learning-rate or longer --training.warmup-steps in a new --out folder"
         )
 
-    def _metrics_row(self, images_per_second: float) -> dict[str, Any]:
+    def _metrics_row(self, images_per_second: float, seconds: float) -> dict[str, Any]:
         window = self.window
         return {
             "step": self.step,
@@ -346,6 +351,7 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": window.gradient_norm / window.steps,
             "images_per_second": round(images_per_second, 2),
+            "data_wait": round(self.waited / seconds, 5),
             "seconds": round(self.seconds, 3),
             "loss_by_timestep": window.by_timestep(),
         }
@@ -357,7 +363,7 @@ class Trainer:
         x_start = to_x_start(held_out.values)
         noise = normal(tuple(x_start.shape), 0, "held-out noise")
         t = torch.arange(count) * timesteps // count
-        condition = held_out.labels if self._needs_classes else None
+        condition = held_out.labels_at(range(count)) if self._needs_classes else None
         losses = []
         for i in range(0, count, self.stream.batch_size):
             rows = slice(i, i + self.stream.batch_size)
@@ -387,6 +393,9 @@ class Trainer:
 
     def _write_samples(self) -> None:
         """The same samples of seed 0 as training goes: a grid of images, or points in the plane."""
+        from ..report.pictures import grid, save  # Matplotlib takes as long as a step or two
+        from ..report.points import frame_of, scatter
+
         shape = self.train_set.shape
         if len(shape) != 3 and shape != (2,):
             return  # there is no picture of those
@@ -471,8 +480,10 @@ class Trainer:
         environment["sessions"].append({"first_step": self.step, **describe(self.device)})
         replace_synced(self.out / "environment.json", json.dumps(environment, indent=1).encode())
         rewind_metrics(self.out / "metrics.jsonl", self.step)
-        if isinstance(self.held_out, ImageSet):
-            write_example(self.out, self.held_out.images[0])
+        if self.held_out is not None and self.held_out.noun == "image":
+            write_example(self.out, self.held_out.at([0])[0])
+        if self.loaded.check is not None and self.loaded.proposal is not None:
+            write_data(self.out, self.loaded.check, self.loaded.proposal)
 
 
 def _total_steps(training: TrainingConfig, examples: int) -> int:
@@ -483,15 +494,26 @@ def _total_steps(training: TrainingConfig, examples: int) -> int:
     return max(1, math.ceil(training.epochs * examples / training.batch_size))
 
 
-def _check_classes(classes: int | None, examples: Examples) -> None:
-    if classes is None:
+def _set_classes(config: Config, examples: Examples) -> None:
+    """Let `conditional` take the number of classes from the data, and check that it has them."""
+    classes = getattr(config.network, "classes", None)
+    if classes is None and not config.conditional:
         return
-    if examples.labels is None:
+    if examples.classes is None:
+        asked = "conditional is set" if classes is None else f"network.classes is {classes}"
         raise InkdropError(
-            f"network.classes is {classes}, but the {examples.noun}s of {examples.name} have no "
-            "labels"
+            f"{asked}, but the {examples.noun}s of {examples.name} have no labels; leave it out, "
+            "or give data with classes"
         )
-    if examples.classes is not None and examples.classes > classes:
+    if classes is None:
+        if config.network is None:
+            raise InkdropError(
+                "conditional is for the networks of the configuration; a module of your own is "
+                "told its condition by itself"
+            )
+        config.network.classes = examples.classes
+        return
+    if examples.classes > classes:
         raise InkdropError(
             f"network.classes is {classes}, but the labels of {examples.name} go up to "
             f"{examples.classes - 1}: set network.classes to {examples.classes}"

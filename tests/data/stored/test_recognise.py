@@ -20,6 +20,7 @@ from inkdrop.data.stored.collection import Found
 from inkdrop.data.stored.recognise import recognise
 from inkdrop.errors import InkdropError
 
+
 def png() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")

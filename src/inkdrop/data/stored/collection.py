@@ -141,15 +141,19 @@ class Found(NamedTuple):
     @property
     def description(self) -> str:
         """One line: what was recognised, and how much of it there is."""
-        parts = [f"{len(self.train):,} images"]
+        parts = [_images(len(self.train))]
         if self.test is not None:
-            parts.append(f"{len(self.test):,} test images")
+            parts.append(_images(len(self.test), "test "))
         labels, named = self.train.labels, len(self.train.class_names)
         if labels is not None:
             parts.append(f"{named or int(labels.max()) + 1} classes")
         else:
             parts.append(f"{named or ''} classes" if self.train.streams_labels else "no labels")
         return f"{self.train.name}: {self.train.kind}, {', '.join(parts)}"
+
+
+def _images(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}image{'s' if count != 1 else ''}"
 
 
 class Head(Collection):

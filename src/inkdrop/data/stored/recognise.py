@@ -10,7 +10,7 @@ from .arrays import Points, find_arrays
 from .cifar import find_cifar, holds_cifar
 from .collection import Found
 from .idx import find_idx_set, holds_idx
-from .image_files import find_images
+from .image_files import find_images, looks_like_an_image
 from .parquet import find_parquet, holds_parquet
 from .tables import find_points
 from .trees import open_tree
@@ -53,7 +53,7 @@ def recognise(paths: Sequence[Path], name: str | None = None) -> Found | Points:
     if idx:
         return find_idx_set(paths, name)
     if parquet:
-        return find_parquet(paths, name)
+        return _with_note(find_parquet(paths, name), paths)
     if len(paths) == 1:
         (path,) = paths
         if holds_cifar(path):
@@ -72,8 +72,30 @@ def recognise(paths: Sequence[Path], name: str | None = None) -> Found | Points:
     found = find_images([tree for tree in trees if tree is not None]) if all(trees) else None
     if found is None:
         given = ", ".join(map(str, paths))
+        if len(paths) == 1 and paths[0].is_file() and _is_image(paths[0]):
+            raise InkdropError(f"{given} is one image: give the folder of all of them")
         raise InkdropError(f"{given}: no images or points found; --data takes {KINDS}")
     return found
+
+
+def _with_note(found: Found, paths: Sequence[Path]) -> Found:
+    """Parquet that was found, with a note of what lies beside it."""
+    beside = sorted(
+        entry.name
+        for path in paths
+        if path.is_dir() and list(path.glob("*.parquet"))
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and entry.suffix.lower() != ".parquet"
+    )
+    if beside:
+        named = ", ".join(beside[:3]) + (", …" if len(beside) > 3 else "")
+        found.train.notes += (f"left out, beside the Parquet: {named}",)
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return looks_like_an_image(file.read(32))
 
 
 def _exists(path: Path) -> bool:

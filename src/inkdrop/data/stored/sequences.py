@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ...errors import InkdropError
 from .collection import MOST_CLASSES, Collection, Item, Pixels
@@ -120,6 +120,7 @@ def _image_and_label(item: Any, place: str) -> tuple[Any, Any]:
 def _pixels(image: Any, place: str) -> Pixels:
     """(H, W) or (H, W, C)."""
     if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             return _pixels(np.asarray(image), place)
         if image.mode == "I":  # 32 bits, in which Pillow holds 16
