@@ -155,7 +155,7 @@ def test_presets_and_doctor_answer(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "digits", "--steps"], "--steps"),
         (["train", "digits", "stray"], "stray"),
         (["train", "digits", "--resume", "maybe"], "resume must be auto or never"),
-        (["train", "digits", "--data", "x"], "takes no path"),
+        (["train", "digits", "--data", "x"], "take no path"),
         (["train", "mnist", "--data", "/no/such/place"], "/no/such/place"),
         (["train", "digits", "--training.device", "abacus"], "device 'abacus'"),
         (["sample"], "needs a run folder"),

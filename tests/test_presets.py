@@ -10,13 +10,16 @@ from inkdrop.config import SOURCES
 from inkdrop.data.points import draw
 from inkdrop.diffusion.samplers import sample
 from inkdrop.errors import InkdropError
-from inkdrop.presets import PRESETS, ho_cifar10, preset
+from inkdrop.presets import PRESETS, fitted, ho_cifar10, preset
 from inkdrop.training.trainer import train
 
 POINTS = [name for name in PRESETS if name.startswith("points-")]
 SHAPES = {
     "digits": (1, 8, 8),
     "mnist": (1, 28, 28),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "folder": (3, 32, 32),
     "ho-cifar10": (3, 32, 32),
     **dict.fromkeys(POINTS, (2,)),
 }
@@ -44,6 +47,15 @@ def test_ho_cifar10_is_the_papers_network_and_training() -> None:
     assert denoiser.schedule.betas[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
 
 
+@pytest.mark.parametrize(("side", "count"), [(6, 10), (16, 500), (32, 5000), (64, 10**6), (200, 9)])
+def test_a_fitted_network_takes_images_of_its_size(side: int, count: int) -> None:
+    config = fitted(preset("folder"), (3, side, side // 2), count)
+    network = build_network(config.network, (3, side, side // 2))
+    x = torch.zeros(2, 3, side, side // 2)
+    assert network(x, torch.zeros(2, dtype=torch.int64)).shape == x.shape
+    assert 3000 <= config.training.steps <= 20_000
+
+
 def test_every_distribution_of_points_has_a_preset() -> None:
     assert [name for name in SOURCES if name.startswith("points-")] == POINTS
     assert [preset(name).data.source for name in POINTS] == POINTS
@@ -68,5 +80,5 @@ def test_a_preset_is_made_anew_each_time() -> None:
 
 
 def test_an_unknown_preset_is_told_the_nearest() -> None:
-    with pytest.raises(InkdropError, match="did you mean 'ho-cifar10'"):
-        preset("cifar10")
+    with pytest.raises(InkdropError, match="did you mean 'cifar10'"):
+        preset("cifar-10")

@@ -11,7 +11,8 @@ from PIL import Image
 
 import inkdrop
 from inkdrop import cli
-from inkdrop.data.sources import load_source
+from inkdrop.config import DataConfig
+from inkdrop.data.loading import load_source
 from inkdrop.data.stream import held_out_split
 from inkdrop.diffusion.fitting import fit_path, measure_path, measure_terms
 from inkdrop.diffusion.likelihood import bits_per_dim
@@ -25,7 +26,7 @@ def run(finished_run: Path, tmp_path: Path) -> inkdrop.Run:
 
 
 def digits(split: str, n: int) -> torch.Tensor:
-    source = load_source("digits")
+    source = load_source(DataConfig()).source
     train, held_out = held_out_split(source.train, source.test, 256)
     assert held_out is not None
     chosen = train if split == "train" else held_out

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import inkdrop
+from inkdrop.config import DataConfig
+from inkdrop.data.loading import load_source
 from inkdrop.data.points import MIXTURES
-from inkdrop.data.sources import load_source
 from inkdrop.errors import InkdropError
 from inkdrop.report.truth import Truth, as_rows, truth_of
 
@@ -22,7 +23,7 @@ def test_the_truth_is_all_of_the_data_and_its_mixture(points_run: Path, finished
     assert points.modes == MIXTURES["points-gmm"]
     digits = truth_of(inkdrop.load(finished_run))
     assert digits is not None
-    assert digits.values.equal(load_source("digits").train.values)
+    assert digits.values.equal(load_source(DataConfig()).source.train.values)
     assert digits.modes is None
 
 

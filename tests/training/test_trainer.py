@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import inkdrop
 from inkdrop.checkpoint import newest_checkpoint, read_checkpoint
-from inkdrop.config import Config
+from inkdrop.config import Config, DataConfig
 from inkdrop.data.images import ImageSet, Source
 from inkdrop.data.points import PointSet
 from inkdrop.errors import InkdropError
@@ -40,20 +41,21 @@ def assert_same_bits(a: Path, b: Path) -> None:
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows
+        {k: v for k, v in row.items() if k not in ("images_per_second", "data_wait", "seconds")}
+        for row in rows
     ]
 
 
 def stop_after(trainer: Trainer, step: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Send this process a signal as soon as `step` steps are done."""
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def watched() -> None:
         train_step()
         if trainer.step == step:
             os.kill(os.getpid(), number)
 
-    trainer._train_step = watched  # type: ignore[method-assign]
+    trainer.train_step = watched  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -104,14 +106,14 @@ def test_a_run_that_crashed_goes_on_from_its_checkpoint_bit_for_bit(
 ) -> None:
     train(config(), tmp_path / "straight", source=source)
     crashing = Trainer(config(), tmp_path / "crashed", source=source)
-    train_step = crashing._train_step
+    train_step = crashing.train_step
 
     def crash_at_ten() -> None:
         if crashing.step == 10:
             raise MemoryError
         train_step()
 
-    crashing._train_step = crash_at_ten  # type: ignore[method-assign]
+    crashing.train_step = crash_at_ten  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         crashing.run()
     resumed = train(config(), tmp_path / "crashed", source=source)
@@ -161,7 +163,7 @@ def test_accumulation_computes_the_same_step_in_parts(
         trainer.network.double()
         trainer.ema.network.double()
         nn.init.constant_(trainer.network.head[2].weight, 0.1)  # zero lets no gradient through
-        trainer._train_step()
+        trainer.train_step()
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.parameters.values()]))
     for parts in gradients[1:]:
         torch.testing.assert_close(parts, gradients[0], rtol=1e-5, atol=1e-8)
@@ -206,6 +208,7 @@ def test_every_line_of_metrics_says_all(tmp_path: Path, config: MakeConfig, sour
             "learning_rate",
             "gradient_norm",
             "images_per_second",
+            "data_wait",
             "seconds",
             "loss_by_timestep",
         }
@@ -220,7 +223,7 @@ def test_the_loss_in_timestep_bins_averages_to_the_loss(
 ) -> None:
     trainer = Trainer(config(), tmp_path / "run", source=source)
     for _ in range(3):
-        trainer._train_step()
+        trainer.train_step()
     window = trainer.window
     assert sum(window.bin_count) == 3 * 8
     assert sum(window.bin_loss) / 24 == pytest.approx(window.loss / 3, rel=1e-6)
@@ -230,7 +233,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(
     tmp_path: Path, config: MakeConfig, source: Source
 ) -> None:
     trainer = Trainer(config(gradient_clip=1e-3), tmp_path / "run", source=source)
-    trainer._train_step()
+    trainer.train_step()
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in trainer.parameters.values()))
     assert norm == pytest.approx(1e-3, rel=1e-3)
     assert trainer.window.gradient_norm > 1e-3
@@ -570,7 +573,7 @@ def test_points_cannot_be_flipped_or_shifted(
     c = points_config()
     for name, value in change.items():
         setattr(c.data, name, value)
-    with pytest.raises(InkdropError, match="points cannot be flipped or shifted"):
+    with pytest.raises(InkdropError, match="points cannot be flipped, shifted"):
         Trainer(c, tmp_path / "run", source=points)
     assert not (tmp_path / "run").exists()
 
@@ -623,7 +626,7 @@ def test_losses_are_weighed_as_the_timestep_sampler_says(
     )
     for trainer in trainers:
         trainer.config.training.gradient_clip = None
-        trainer._train_step()
+        trainer.train_step()
     once, twice = (dict(t.network.named_parameters()) for t in trainers)
     for name in once:
         torch.testing.assert_close(twice[name].grad, 2 * once[name].grad)
@@ -660,3 +663,130 @@ def test_an_objective_of_ones_own_is_used_and_asked_for_again(
     config_again.objective = "own"
     with pytest.raises(InkdropError, match="pass the function"):
         train(config_again, tmp_path / "own", source=source)
+
+
+# Data in files
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty images of 4x4 in three folders, which are their classes."""
+    monkeypatch.setenv("INKDROP_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        folder = tmp_path / "photos" / f"class {i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def on_files(made: Config, *paths: Path, **data: Any) -> Config:
+    made.data = DataConfig(source="files", path=tuple(map(str, paths)), **data)
+    return made
+
+
+def test_conditional_takes_the_number_of_classes_from_the_data(
+    tmp_path: Path, config: MakeConfig, photos: Path
+) -> None:
+    made = on_files(config(), photos)
+    made.conditional = True
+    run = train(made, tmp_path / "run")
+    assert run.config.network is not None
+    assert run.config.network.classes == 3
+    train_set = Trainer(made, tmp_path / "run").train_set
+    assert train_set.classes == 3
+    assert train(made, tmp_path / "run").step == run.step  # the same configuration goes on
+    first, second = (
+        inkdrop.sample(run.denoiser, 2, steps=3, condition=torch.tensor([label, label]))
+        for label in (0, 1)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_classes_that_files_do_not_have_are_asked_for_in_vain(
+    tmp_path: Path, config: MakeConfig, photos: Path
+) -> None:
+    made = on_files(config(), photos / "class 0")
+    made.conditional = True
+    with pytest.raises(InkdropError, match="class 0 has no labels, so a network cannot be told"):
+        train(made, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_found_left_out_and_done_is_written_down(
+    tmp_path: Path, config: MakeConfig, photos: Path
+) -> None:
+    (photos / "class 1/empty.png").write_bytes(b"")
+    with pytest.raises(InkdropError, match="1 of 41 images cannot be used"):
+        train(on_files(config(), photos), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(on_files(config(), photos, bad_images="skip", size=(3,)), tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "data.json").read_text())
+    (bad,) = written["check"]["train"]["bad"]
+    assert bad["place"] == "class 1/empty.png"
+    assert written["check"]["train"]["count"] == 41
+    assert written["transform"]["height"] == 3
+    assert written["proposed"][0] == "size 3×3, as asked"
+
+
+def stopped_and_straight(
+    tmp_path: Path, before: Config, after: Config, step: int = 7
+) -> tuple[Path, Path]:
+    """A run of one configuration, and one that another went on with after `step` steps."""
+    train(before, tmp_path / "straight")
+    stopped = Trainer(before, tmp_path / "stopped")
+    stop_after(stopped, step)
+    stopped.run()
+    resumed = train(after, tmp_path / "stopped")
+    assert resumed.step == before.training.steps
+    return tmp_path / "straight", tmp_path / "stopped"
+
+
+AUGMENTED = {"horizontal_flip": True, "shift": 1}
+
+
+@pytest.mark.parametrize(("before", "after"), [("resident", "mapped"), ("mapped", "resident")])
+def test_where_images_are_kept_may_change_on_the_way_and_changes_no_bit(
+    tmp_path: Path, config: MakeConfig, photos: Path, before: str, after: str
+) -> None:
+    made = [on_files(config(), photos, memory=memory, **AUGMENTED) for memory in (before, after)]
+    straight, stopped = stopped_and_straight(tmp_path, *made)
+    assert_same_bits(straight, stopped)
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_streaming_goes_on_bit_for_bit(
+    tmp_path: Path, config: MakeConfig, photos: Path, step: int
+) -> None:
+    made = on_files(config(), photos, streaming=True, window=10, **AUGMENTED)
+    made.conditional = True
+    straight, stopped = stopped_and_straight(tmp_path, made, made, step)
+    assert_same_bits(straight, stopped)
+    assert not (tmp_path / "cache" / "images").exists()
+
+
+def test_another_order_is_another_training(
+    tmp_path: Path, config: MakeConfig, photos: Path
+) -> None:
+    train(on_files(config(), photos, streaming=True), tmp_path / "run")
+    with pytest.raises(InkdropError, match="streaming"):
+        train(on_files(config(), photos), tmp_path / "run")
+
+
+def test_images_varied_in_ways_the_network_is_told_of_train_go_on_and_sample(
+    tmp_path: Path, config: MakeConfig, photos: Path
+) -> None:
+    made = on_files(config(), photos, non_leaking=0.5)
+    made.conditional = True
+    straight, stopped = stopped_and_straight(tmp_path, made, made)
+    assert_same_bits(straight, stopped)
+    run = inkdrop.load(straight)
+    assert any("held_out_loss" in row for row in run.metrics)
+    x = inkdrop.sample(run.denoiser, 2, steps=3, condition=torch.tensor([0, 2]))
+    assert x.shape == (2, 3, 4, 4)
+    assert x.isfinite().all()
+    told = [name for name in tensors(straight)["weights"] if "augment" in name]
+    assert told
+    before = dict(Trainer(made, tmp_path / "new").network.named_parameters())
+    for name in told:
+        assert not torch.equal(before[name].cpu(), tensors(straight)["weights"][name])
