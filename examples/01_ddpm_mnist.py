@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 import inkdrop
-from inkdrop.config import DataConfig, UNetConfig
-from inkdrop.data.loading import load_source
+from inkdrop.config import UNetConfig
 from inkdrop.data.pixels import to_float, to_uint8
 from inkdrop.networks.unet import UNet
 from inkdrop.report.charts import loss_curve
@@ -35,13 +34,12 @@ torch.manual_seed(0)
 
 # 1. The images: uint8 outside, float in [-1, 1] inside.
 try:
-    path = (options.data,) if options.data else ()
-    source = load_source(DataConfig(source="mnist", path=path)).source
+    source = inkdrop.load_data(options.data or "mnist")
 except inkdrop.InkdropError as error:
     if options.data:
         raise SystemExit(f"{error}") from None
     print(f"MNIST is not to be had ({error});\nusing the embedded 8×8 digits instead")
-    source = load_source(DataConfig(source="digits")).source
+    source = inkdrop.load_data("digits")
 images = to_float(source.train.values)  # (N, 1, H, W)
 shape = tuple(images.shape[1:])
 print(f"{len(images):,} images of {shape[1]}×{shape[2]} pixels")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import presets
     from .config import Config
     from .data.images import ImageSet, Source
+    from .data.loading import load_data
     from .data.pixels import to_float, to_uint8
     from .data.points import PointSet
     from .diffusion import forward, objectives, prediction, samplers
@@ -55,6 +56,7 @@ _HOMES = {
     "compare": "report.compare",
     "invert": "diffusion.samplers",
     "load": "run",
+    "load_data": "data.loading",
     "ode_likelihood": "diffusion.likelihood",
     "sample": "diffusion.samplers",
     "sample_steps": "diffusion.samplers",
@@ -81,6 +83,7 @@ __all__ = [
     "forward",
     "invert",
     "load",
+    "load_data",
     "objectives",
     "ode_likelihood",
     "pictures",

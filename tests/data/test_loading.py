@@ -13,7 +13,7 @@ from stored_images import Encoded, encoded
 from inkdrop.config import DataConfig
 from inkdrop.data import loading
 from inkdrop.data.images import ImageSet, Source
-from inkdrop.data.loading import Loaded, load_own, load_source, look
+from inkdrop.data.loading import Loaded, load_data, load_own, load_source, look
 from inkdrop.data.mapped import MappedImages
 from inkdrop.data.points import PointSet
 from inkdrop.data.stored.collection import Found
@@ -308,3 +308,10 @@ def test_a_pair_of_images_and_labels_is_a_labelled_set() -> None:
         assert loaded.source.train.labels.tolist() == [4, 1]
     points = load_own((torch.randn(5, 2), torch.arange(5)), DataConfig()).source.train
     assert points.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_data_is_loaded_by_its_name_or_path(photos: Path) -> None:
+    assert len(load_data("digits").train) == 1797
+    assert load_data(str(photos), size=(8,)).train.shape[1:] == (8, 8)
+    with pytest.raises(InkdropError, match="unknown field 'sise'"):
+        load_data(str(photos), sise=(8,))

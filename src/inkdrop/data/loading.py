@@ -82,6 +82,19 @@ def load_source(
     return prepare(look_at(found, data, place, console), data, console)
 
 
+def load_data(*places: str, **settings: Any) -> Source:
+    """The examples at a path or of a known set, checked and of one size: `load_data("photos/")`.
+
+    Args:
+        places: as for --data: a folder, an archive or files of any kind, hf:NAME, or a set's name.
+        settings: fields of `DataConfig`, such as size=64.
+
+    Raises:
+        InkdropError: as `load_source`.
+    """
+    return load_source(DataConfig(source="files", path=places, **settings)).source
+
+
 def _points_in_words(points: PointSet) -> list[str]:
     classes = "no labels" if points.classes is None else f"{points.classes} classes"
     spread = points.points.std(dim=0, correction=0)
@@ -206,7 +219,7 @@ def _array(given: Any) -> NDArray[Any] | None:
     if isinstance(given, Tensor):
         if given.ndim == 4 and given.shape[1] in (1, 3, 4):
             given = given.permute(0, 2, 3, 1)  # a tensor's channels come first, where they can
-        return given.detach().cpu().numpy()
+        given = given.detach().cpu().numpy()
     return given if isinstance(given, np.ndarray) else None
 
 

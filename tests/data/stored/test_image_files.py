@@ -264,7 +264,7 @@ def test_folders_called_train_and_test_are_the_parts(tmp_path, train, test):
     assert found.test.labels.tolist() == [1]
     assert (found.train.name, found.test.name) == ("photos", "photos (test)")
     assert any("taken as test" in note for note in found.train.notes) == (test != "test")
-    assert found.description == "photos: a folder of images, 2 images, 1 test images, 2 classes"
+    assert found.description == "photos: a folder of images, 2 images, 1 test image, 2 classes"
 
 
 def test_with_test_and_validation_images_the_latter_are_not_used_and_this_is_said(tmp_path):
