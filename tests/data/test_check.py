@@ -15,10 +15,11 @@ from stored_images import Encoded, Killed, WithoutTorch, encoded
 
 from inkdrop.data import check as checking
 from inkdrop.data import facts
-from inkdrop.data.check import Check, check, lines, stop_for_bad
-from inkdrop.data.checked import FORMAT_VERSION
+from inkdrop.data.check import check
+from inkdrop.data.checked import FORMAT_VERSION, Check
 from inkdrop.data.stored.collection import MOST_CLASSES, Arrays, Collection, Found
 from inkdrop.data.stored.recognise import recognise
+from inkdrop.data.summary import lines, stop_for_bad
 from inkdrop.errors import InkdropError
 
 RANDOM = np.random.default_rng(0)

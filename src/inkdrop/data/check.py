@@ -27,12 +27,9 @@ from .checked import FORMAT_VERSION, Averages, Check, Flag, Part, three
 from .facts import DIGEST, EXAMPLES, Facts, Where, examine
 from .places import cache_folder
 from .stored.collection import MOST_CLASSES, Arrays, Collection, Found
-from .summary import lines, stop_for_bad
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["Check", "Part", "check", "lines", "stop_for_bad"]
 
 _SIZES = 50  # sizes that are listed, the most common ones
 _COPIES = 6  # of one image that are listed

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..data.check import Check, Part
+from ..data.checked import Check, Part
 from ..data.decode import BadImage, decode
 from ..data.facts import CONSTANT, TRANSPARENT, WRONG_NAME, Where
 from ..data.stored.collection import Collection, Found, Item
