@@ -1,5 +1,7 @@
 """The order of examples is a pure function of (seed, position), also for sets read in windows."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,3 +71,12 @@ def test_a_window_is_read_in_runs_of_neighbours():
     members = Windowed(10_000, 0, 500, 25).members(3)
     runs = 1 + np.count_nonzero(np.diff(members) != 1)
     assert runs <= 500 / 25 + 1
+
+
+def test_threads_that_ask_for_different_epochs_do_not_disturb_each_other():
+    alone = Windowed(5000, 0, 200, 4)
+    keys = [alone.windows * epoch + window for window in range(5) for epoch in range(3)]
+    known = {key: Windowed(5000, 0, 200, 4).members(key).tolist() for key in keys}
+    with ThreadPoolExecutor(4) as pool:
+        for key, found in zip(keys * 40, pool.map(alone.members, keys * 40), strict=True):
+            assert found.tolist() == known[key]

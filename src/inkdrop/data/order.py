@@ -5,6 +5,7 @@ Position p of a training is place p mod N of epoch p div N, and every epoch sees
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +29,8 @@ class Shuffled:
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
         self.seed = seed
-        self._epoch = -1
-        self._permutation = np.empty(0, dtype=np.int64)
+        # Threads ask at the same time; a batch may lie in two epochs.
+        self._order = lru_cache(maxsize=2)(self._drawn_order)
 
     def indices(self, positions: Ints) -> Ints:
         """The examples at these positions."""
@@ -40,11 +41,8 @@ class Shuffled:
             indices[here] = self._order(int(epoch))[places[here]]
         return indices
 
-    def _order(self, epoch: int) -> Ints:
-        if epoch != self._epoch:
-            self._permutation = generator(self.seed, "order", epoch).permutation(self.count)
-            self._epoch = epoch
-        return self._permutation
+    def _drawn_order(self, epoch: int) -> Ints:
+        return generator(self.seed, "order", epoch).permutation(self.count)
 
 
 class Windowed:
@@ -69,9 +67,9 @@ class Windowed:
         self.window = min(window, count)
         self.block = min(block, self.window)
         self.sequential = sequential
-        self._epoch = -1
-        self._starts = self._lengths = self._ends = np.empty(0, dtype=np.int64)
-        self._shuffled: dict[tuple[int, int], Ints] = {}
+        # As above; the next window is read ahead, and may lie in the next epoch.
+        self._blocks = lru_cache(maxsize=2)(self._drawn_blocks)
+        self._order = lru_cache(maxsize=2)(self._drawn_order)
 
     @property
     def windows(self) -> int:
@@ -92,18 +90,17 @@ class Windowed:
     def members(self, key: int) -> Ints:
         """The examples of window `key`, counted on through the epochs, in the order they lie in."""
         epoch, window = divmod(key, self.windows)
-        if epoch != self._epoch:
-            self._set_epoch(epoch)
+        starts, lengths, ends = self._blocks(epoch)
         first, last = window * self.window, min((window + 1) * self.window, self.count)
         blocks = slice(
-            int(np.searchsorted(self._ends, first, side="right")),
-            int(np.searchsorted(self._ends, last, side="left")) + 1,
+            int(np.searchsorted(ends, first, side="right")),
+            int(np.searchsorted(ends, last, side="left")) + 1,
         )
         runs = [
             np.arange(start, start + length)
-            for start, length in zip(self._starts[blocks], self._lengths[blocks], strict=True)
+            for start, length in zip(starts[blocks], lengths[blocks], strict=True)
         ]
-        before = int(self._ends[blocks][0] - self._lengths[blocks][0])
+        before = int(ends[blocks][0] - lengths[blocks][0])
         return np.sort(np.concatenate(runs)[first - before : last - before])
 
     def keys(self, positions: Ints) -> list[int]:
@@ -112,21 +109,15 @@ class Windowed:
         keys = np.unique(epochs * self.windows + places // self.window)
         return [int(key) for key in keys]
 
-    def _order(self, epoch: int, window: int) -> Ints:
-        key = (epoch, window)
-        if key not in self._shuffled:
-            members = self.members(epoch * self.windows + window)
-            draws = generator(self.seed, "order within a window", epoch, window)
-            while len(self._shuffled) > 1:  # a batch may lie in two windows
-                del self._shuffled[next(iter(self._shuffled))]
-            self._shuffled[key] = members[draws.permutation(len(members))]
-        return self._shuffled[key]
+    def _drawn_order(self, epoch: int, window: int) -> Ints:
+        members = self.members(epoch * self.windows + window)
+        draws = generator(self.seed, "order within a window", epoch, window)
+        return members[draws.permutation(len(members))]
 
-    def _set_epoch(self, epoch: int) -> None:
+    def _drawn_blocks(self, epoch: int) -> tuple[Ints, Ints, Ints]:
+        """Where each block of an epoch starts, how long it is, and where in the epoch it ends."""
         starts = np.arange(0, self.count, self.block)
         if not self.sequential:
             starts = starts[generator(self.seed, "order of blocks", epoch).permutation(len(starts))]
-        self._starts = starts
-        self._lengths = np.minimum(self.block, self.count - starts)
-        self._ends = np.cumsum(self._lengths)
-        self._epoch = epoch
+        lengths = np.minimum(self.block, self.count - starts)
+        return starts, lengths, np.cumsum(lengths)
