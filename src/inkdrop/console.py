@@ -16,6 +16,11 @@ def say(console: Console | None, text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 image", "2,000 images": a number of what takes an s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @contextmanager
 def progress_bar(
     console: Console | None, what: str, total: int | None, noun: str = "network inputs"

@@ -19,6 +19,7 @@ from inkdrop.checkpoint import newest_checkpoint, read_checkpoint
 from inkdrop.config import Config, DataConfig
 from inkdrop.data.images import ImageSet, Source
 from inkdrop.data.points import PointSet
+from inkdrop.data.streaming import StreamedImages
 from inkdrop.errors import InkdropError
 from inkdrop.training.trainer import Trainer, TrainingDiverged, train
 
@@ -790,3 +791,13 @@ def test_images_varied_in_ways_the_network_is_told_of_train_go_on_and_sample(
     before = dict(Trainer(made, tmp_path / "new").network.named_parameters())
     for name in told:
         assert not torch.equal(before[name].cpu(), tensors(straight)["weights"][name])
+
+
+def test_streamed_images_that_are_held_out_are_decoded_once(
+    tmp_path: Path, config: MakeConfig, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(on_files(config(), photos, streaming=True), tmp_path / "run")
+    assert trainer.held_out is not None
+    before = trainer._held_out_row(trainer.held_out)
+    monkeypatch.setattr(StreamedImages, "at", lambda *_: pytest.fail("decoded again"))
+    assert trainer._held_out_row(trainer.held_out) == before

@@ -100,6 +100,16 @@ class Part:
         """How many are not bad."""
         return self.count - len(self.bad)
 
+    @property
+    def middle_side(self) -> int:
+        """The median of the usable images' shorter sides; 0 where there is none."""
+        left = sum(self.shorter_sides.values()) / 2
+        for side in sorted(self.shorter_sides):
+            left -= self.shorter_sides[side]
+            if left <= 0:
+                return side
+        return 0
+
     @cached_property
     def skipped(self) -> frozenset[int]:
         """The indices of the bad ones."""

@@ -73,6 +73,11 @@ class Source:
             )
 
 
+def read_images(examples: Examples) -> ImageSet:
+    """Images that lie in a file, or are streamed, read into memory."""
+    return ImageSet(examples.values, examples.labels_at(range(len(examples))), examples.name)
+
+
 def image_size(shape: tuple[int, int, int]) -> str:
     """(C, H, W) in words."""
     channels, height, width = shape

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import DataConfig
+from ..console import counted
 from ..errors import InkdropError
 from .checked import Check, Part
 from .facts import ANIMATED, CMYK, PALETTE, ROTATED, SIXTEEN_BIT, TRANSPARENT
@@ -47,7 +48,7 @@ def propose(check: Check, data: DataConfig) -> Proposal:
     reasons = [
         why_size,
         *_shape_note(parts, transform),
-        *([_counted(smaller, "smaller image") + " enlarged"] if smaller else []),
+        *([counted(smaller, "smaller image") + " enlarged"] if smaller else []),
         why_channels,
         *([why_background] if why_background else []),
     ]
@@ -82,11 +83,11 @@ def _size(part: Part, data: DataConfig) -> tuple[tuple[int, int], str]:
             return (height, width), f"{_named(height, width)}, as they are"
     narrowest, middle, widest = part.aspect
     if widest <= narrowest * _SAME_ASPECT:
-        longest = min(_LONGEST, _fitting(_median(part.shorter_sides) * max(middle, 1 / middle)))
+        longest = min(_LONGEST, _fitting(part.middle_side * max(middle, 1 / middle)))
         height = longest if middle <= 1 else max(1, round(longest / middle))
         width = longest if middle >= 1 else max(1, round(longest * middle))
     else:
-        height = width = _fitting(_median(part.shorter_sides))
+        height = width = _fitting(part.middle_side)
     return (height, width), f"{_named(height, width)}, unless another is asked for"
 
 
@@ -107,22 +108,9 @@ def _named(height: int, width: int) -> str:
     return f"size {height}×{width}" + (" (height×width)" if height != width else "")
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
-
-
 def _fitting(side: float) -> int:
     """The largest usual side that is no larger."""
     return max((usual for usual in _SIDES if usual <= side), default=max(1, int(side)))
-
-
-def _median(counts: dict[int, int]) -> int:
-    left = sum(counts.values()) / 2
-    for side in sorted(counts):
-        left -= counts[side]
-        if left <= 0:
-            return side
-    raise InkdropError("there is no usable image")
 
 
 def _sides(size: str) -> tuple[int, int]:
@@ -152,7 +140,7 @@ def _channels(parts: Sequence[Part], data: DataConfig) -> tuple[int, str]:
     usable = sum(part.count - len(part.bad) for part in parts)
     if data.channels is not None:
         lost = coloured if data.channels == 1 else 0
-        note = f" ({_counted(lost, 'image')} had colour)" if lost else ""
+        note = f" ({counted(lost, 'image')} had colour)" if lost else ""
         return data.channels, f"{names[data.channels]}, as asked{note}"
     if coloured == 0:
         stored = sum(n for part in parts for mode, n in part.modes.items() if mode not in _GREY)
@@ -172,7 +160,7 @@ def _background(
     needed = (transparent and channels < 4) or data.fit == "pad"
     if data.background != "auto":
         colour = parse_colour(data.background)
-        what = f"{_counted(transparent, 'transparent image')} on {data.background}, as asked"
+        what = f"{counted(transparent, 'transparent image')} on {data.background}, as asked"
         return colour, what if transparent and channels < 4 else ""
     lumas = [part.visible_luma for part in parts if part.visible_luma is not None]
     light = bool(lumas) and lumas[0] > _LIGHT
@@ -180,4 +168,4 @@ def _background(
     if not needed or not transparent:
         return colour, ""
     why = "black, since they are light" if light else "white"
-    return colour, f"{_counted(transparent, 'transparent image')} on {why}"
+    return colour, f"{counted(transparent, 'transparent image')} on {why}"

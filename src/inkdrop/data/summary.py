@@ -71,7 +71,7 @@ def stop_for_bad(check: Check, console: Console | None = None) -> None:
         say(console, f"  {one.place}: {one.reason}")
     if len(bad) > EXAMPLES:
         say(console, f"  … and {len(bad) - EXAMPLES:,} more")
-    kinds = counted(Counter(one.kind for one in bad))
+    kinds = _counted(Counter(one.kind for one in bad))
     total = sum(part.count for part in check.parts)
     raise InkdropError(
         f"{len(bad):,} of {total:,} images cannot be used ({kinds}; the first: {bad[0].place}: "
@@ -79,7 +79,7 @@ def stop_for_bad(check: Check, console: Console | None = None) -> None:
     )
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     """ "4 truncated, 3 unreadable": the most common first."""
     ranked = sorted(counts.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{n:,} {name}" for name, n in ranked)
@@ -119,7 +119,7 @@ def _sizes(part: Part) -> str:
     common, n = next(iter(part.sizes.items()))
     return (
         f"{_size(part.smallest)} … {_size(part.largest)}, {part.distinct_sizes:,} sizes, most "
-        f"often {common} ({_share(n, part.usable)}); shorter side {_median(part.shorter_sides)} "
+        f"often {common} ({_share(n, part.usable)}); shorter side {part.middle_side} "
         f"and width : height {part.aspect[1]:.2f} in the middle"
     )
 
@@ -198,7 +198,7 @@ def _bad(part: Part) -> list[str]:
     if not part.bad:
         return _line("unusable", "none")
     kinds = Counter(bad.kind for bad in part.bad)
-    text = _line("unusable", f"{len(part.bad):,}: {counted(kinds)}")
+    text = _line("unusable", f"{len(part.bad):,}: {_counted(kinds)}")
     text += _under(f"{bad.place}: {bad.reason}" for bad in part.bad[:_BAD_SHOWN])
     if len(part.bad) > _BAD_SHOWN:
         text += _under([f"… and {len(part.bad) - _BAD_SHOWN:,} more"])
@@ -249,12 +249,3 @@ def _leaks(check: Check) -> list[str]:
 def _share(n: int, total: int) -> str:
     share = n / total
     return f"{share:.0%}" if 0.01 <= share <= 0.99 else f"{n:,}"
-
-
-def _median(counts: Mapping[int, int]) -> int:
-    left = sum(counts.values()) / 2
-    for side, n in counts.items():
-        left -= n
-        if left <= 0:
-            return side
-    return 0

@@ -26,6 +26,7 @@ from ..checkpoint import (
 from ..config import OWN_IMAGES, OWN_OBJECTIVE, Config, TrainingConfig
 from ..console import say
 from ..data.examples import Examples, to_x_start
+from ..data.images import read_images
 from ..data.loading import Loaded, load_own, load_source
 from ..data.pixels import to_uint8
 from ..data.stream import Stream, held_out_split
@@ -146,6 +147,8 @@ class Trainer:
         self.loaded = loaded or load_source(config.data, self.console, conditional=told)
         train_set, test_set = self.loaded.source.train, self.loaded.source.test
         images, self.held_out = held_out_split(train_set, test_set, config.data.held_out)
+        if self.held_out is not None and not self.held_out.in_memory:
+            self.held_out = read_images(self.held_out)  # once: each measurement asks for all of it
         self.train_set = images
         _set_classes(config, images)
         self.total = _total_steps(config.training, len(images))

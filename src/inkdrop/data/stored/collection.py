@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...console import counted
+
 Pixels = NDArray[Any]  # (H, W) or (H, W, C)
 
 MOST_CLASSES = 1 << 20  # a label beyond it is no class, and to count classes would take the memory
@@ -141,19 +143,15 @@ class Found(NamedTuple):
     @property
     def description(self) -> str:
         """One line: what was recognised, and how much of it there is."""
-        parts = [_images(len(self.train))]
+        parts = [counted(len(self.train), "image")]
         if self.test is not None:
-            parts.append(_images(len(self.test), "test "))
+            parts.append(counted(len(self.test), "test image"))
         labels, named = self.train.labels, len(self.train.class_names)
         if labels is not None:
             parts.append(f"{named or int(labels.max()) + 1} classes")
         else:
             parts.append(f"{named or ''} classes" if self.train.streams_labels else "no labels")
         return f"{self.train.name}: {self.train.kind}, {', '.join(parts)}"
-
-
-def _images(count: int, kind: str = "") -> str:
-    return f"{count:,} {kind}image{'s' if count != 1 else ''}"
 
 
 class Head(Collection):
