@@ -5,9 +5,12 @@ Nothing here imports torch: it runs in worker processes.
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 _BLOCK = 256  # images
 _ROWS_AT_ONCE = 32
 _LEFT_OPEN = 2  # reads of a stream that stopped somewhere, and may go on
+_LETS_GO_WITHIN = 5.0  # seconds
 _HUB_ANSWERS_WITHIN = 6.0  # seconds, name lookup included
 
 
@@ -254,8 +258,7 @@ class HubStream(Collection):
         self._dataset = dataset
         self._lock = threading.Lock()
         self._left_off = {}
-        # Left open until the interpreter is torn down, the libraries beneath would complain.
-        weakref.finalize(self, self._left_off.clear)
+        weakref.finalize(self, _let_go, self._left_off)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_dataset", "_lock", "_left_off")
@@ -270,6 +273,25 @@ class _Row(NamedTuple):
     content: bytes | None
     path: str | None
     label: int | None
+
+
+def _let_go(left_off: dict[int, Iterator[_Row]]) -> None:
+    """Close the reads that were left open, and wait until Arrow's threads have let go of them.
+
+    They do so a little later than Python; where the interpreter is torn down meanwhile, one of
+    them aborts the process.
+    """
+    left_off.clear()
+    until = time.monotonic() + _LETS_GO_WITHIN
+    while _held_by_arrow() and time.monotonic() < until:
+        time.sleep(0.002)
+
+
+def _held_by_arrow() -> bool:
+    """Whether there is a closed file that is alive although nothing in Python refers to it."""
+    held = (held for held in gc.get_objects() if issubclass(type(held), io.IOBase))
+    closed = [file for file in held if file.closed]
+    return any(all(by is closed for by in gc.get_referrers(file)) for file in closed)
 
 
 def _item(place: str, content: bytes | None, path: str | None) -> Item:
