@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class InkdropError(ValueError):
-    """A mistake the user can mend; the message is one line: what, which value, what is allowed."""
+    """A mistake the user can mend; the message is one line: what, which value, what is allowed.
+
+    Attributes:
+        exit_code: of a command that ends with it.
+    """
+
+    exit_code = 2
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InkdropError:
