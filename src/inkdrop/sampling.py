@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,17 @@ from rich.console import Console
 from torch import Tensor
 
 from .checkpoint import write_synced
-from .console import progress_bar
+from .console import progress_bar, say
 from .data.pixels import to_picture, to_uint8
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import sample_steps
 from .diffusion.solvers import SamplerTable
 from .errors import InkdropError
+from .processes import current
 from .report import points
 from .report.pictures import draw_trajectory, grid, record, save, write_gif
 from .run import Run
+from .sharing import check_same_step, first_does, gathering, idle_note, own_examples, unique
 
 _GRID_IMAGES = 64
 _FILM_IMAGES = 16
@@ -67,6 +70,9 @@ def write_samples(
 ) -> Path:
     """Write n samples, a picture of them and samples.json; all of them appear at once or none.
 
+    The processes of a job share the batches, and make the samples of one process, to the bit. They
+    write into one folder, on a disk that all of them see.
+
     Images are PNG files, with grid.png. Anything else is samples.npy, (n, …) float32, with
     scatter.png for points in the plane.
 
@@ -106,51 +112,66 @@ def write_samples(
     parts = [sampler, str(len(table)), *(part for part, given in rule.items() if given)]
     default = run.path / "samples" / "-".join([*parts, f"n{n}", f"seed{seed}"])
     folder = default if out is None else Path(out)
-    if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InkdropError(f"--out {folder} exists and is not empty; choose another folder")
-
+    processes = current()
+    check_same_step(processes, run)
     writing = folder.with_name(f".writing-{folder.name}")
+    first_does(processes, partial(_prepare, folder, writing, chosen=out is not None))
+    try:
+        if not writing.is_dir():
+            raise InkdropError(
+                f"process {processes.rank} cannot see {writing}, which the first one made: the "
+                "samples need a disk that all machines share; choose it with --out"
+            )
+        if note := idle_note(processes, n, batch_size):
+            say(console, note)
+        own = own_examples(processes, n, batch_size)
+        with progress_bar(console, "sampling", len(table) * len(own)) as advance:
+            batches = _batches(run, denoiser, table, clip, own, batch_size, seed, advance)
+            if images:
+                made = _images_written(batches, own, run.shape, writing)
+            else:
+                made = torch.cat([torch.zeros(0, *run.shape), *batches]).float()
+        made = gathering(processes)(made)  # what the picture shows of images; all points
+        if processes.first:
+            if images:
+                save(grid(made), writing / "grid.png")
+            else:
+                np.save(writing / "samples.npy", made.numpy())
+            if plane:
+                save(points.scatter(made[:_SCATTER_POINTS]), writing / "scatter.png")
+            if trajectory and images:
+                _draw_film(run, denoiser, table, clip, n, seed, writing)
+            elif trajectory:
+                _draw_course(run, denoiser, table, n, seed, writing)
+            protocol = Protocol(
+                str(run.path),
+                run.step,
+                weights,
+                sampler,
+                list(table.timesteps),
+                eta,
+                order,
+                clip,
+                seed,
+                n,
+            )
+            write_synced(writing / "samples.json", json.dumps(asdict(protocol), indent=1).encode())
+            if folder.exists():
+                shutil.rmtree(folder)
+            writing.rename(folder)
+        processes.wait_for_all(unique("samples written"))
+    finally:
+        if processes.first:
+            shutil.rmtree(writing, ignore_errors=True)
+    return folder
+
+
+def _prepare(folder: Path, writing: Path, chosen: bool) -> None:
+    """Make the place to write in, unless the folder is one that was chosen and is in use."""
+    if chosen and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InkdropError(f"--out {folder} exists and is not empty; choose another folder")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    try:
-        with progress_bar(console, "sampling", len(table) * n) as advance:
-            batches = _batches(run, denoiser, table, clip, n, batch_size, seed, advance)
-            if images:
-                _write_images(batches, writing)
-            else:
-                _write_points(batches, writing, plane)
-        if trajectory and images:
-            count = min(n, _FILM_IMAGES)
-            condition = run.cycled_classes(0, count)
-            film = record(denoiser, count, seed=seed, table=table, clip=clip, condition=condition)
-            strip = draw_trajectory(film.images(_STRIP_IMAGES))
-            save(strip, writing / "trajectory.png", margin=_MARGIN)
-            write_gif(film, writing / "trajectory.gif")
-        elif trajectory:
-            count = min(n, points.BEHIND)
-            condition = run.cycled_classes(0, count)
-            course = points.record(denoiser, count, seed=seed, table=table, condition=condition)
-            save(points.draw_courses({"": course}), writing / "trajectory.png", margin=_MARGIN)
-            save(points.draw_paths(course), writing / "paths.png", margin=_MARGIN)
-        protocol = Protocol(
-            str(run.path),
-            run.step,
-            weights,
-            sampler,
-            list(table.timesteps),
-            eta,
-            order,
-            clip,
-            seed,
-            n,
-        )
-        write_synced(writing / "samples.json", json.dumps(asdict(protocol), indent=1).encode())
-        if folder.exists():
-            shutil.rmtree(folder)
-        writing.rename(folder)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-    return folder
 
 
 def _batches(
@@ -158,14 +179,14 @@ def _batches(
     denoiser: Denoiser,
     table: SamplerTable,
     clip: str | None,
-    n: int,
+    own: range,
     batch_size: int,
     seed: int,
     advance: Callable[[int], None],
 ) -> Iterator[Tensor]:
-    """Samples 0 … n-1 of the seed, on the CPU, a batch at a time."""
-    for first in range(0, n, batch_size):
-        count = min(batch_size, n - first)
+    """The samples of the seed that are this process's own, on the CPU, a batch at a time."""
+    for first in range(own.start, own.stop, batch_size):
+        count = min(batch_size, own.stop - first)
         states = sample_steps(
             denoiser,
             count,
@@ -181,21 +202,42 @@ def _batches(
         yield x.cpu()
 
 
-def _write_images(batches: Iterable[Tensor], folder: Path) -> None:
-    shown: list[Tensor] = []
-    written = 0
+def _images_written(
+    batches: Iterable[Tensor], own: range, shape: tuple[int, ...], folder: Path
+) -> Tensor:
+    """Write this process's own images; those of them that the grid shows, uint8 (n, C, H, W)."""
+    shown, written = [torch.zeros(0, *shape, dtype=torch.uint8)], own.start
     for x in batches:
         images = to_uint8(x)
         for i, image in enumerate(images, written):
             to_picture(image).save(folder / f"{i:06d}.png")
-        if written < _GRID_IMAGES:
-            shown.append(images)
+        shown.append(images[: max(0, _GRID_IMAGES - written)])
         written += len(images)
-    save(grid(torch.cat(shown)[:_GRID_IMAGES]), folder / "grid.png")
+    return torch.cat(shown)
 
 
-def _write_points(batches: Iterable[Tensor], folder: Path, plane: bool) -> None:
-    x = torch.cat(list(batches)).float().numpy()
-    np.save(folder / "samples.npy", x)
-    if plane:
-        save(points.scatter(x[:_SCATTER_POINTS]), folder / "scatter.png")
+def _draw_film(
+    run: Run,
+    denoiser: Denoiser,
+    table: SamplerTable,
+    clip: str | None,
+    n: int,
+    seed: int,
+    folder: Path,
+) -> None:
+    count = min(n, _FILM_IMAGES)
+    condition = run.cycled_classes(0, count)
+    film = record(denoiser, count, seed=seed, table=table, clip=clip, condition=condition)
+    strip = draw_trajectory(film.images(_STRIP_IMAGES))
+    save(strip, folder / "trajectory.png", margin=_MARGIN)
+    write_gif(film, folder / "trajectory.gif")
+
+
+def _draw_course(
+    run: Run, denoiser: Denoiser, table: SamplerTable, n: int, seed: int, folder: Path
+) -> None:
+    count = min(n, points.BEHIND)
+    condition = run.cycled_classes(0, count)
+    course = points.record(denoiser, count, seed=seed, table=table, condition=condition)
+    save(points.draw_courses({"": course}), folder / "trajectory.png", margin=_MARGIN)
+    save(points.draw_paths(course), folder / "paths.png", margin=_MARGIN)

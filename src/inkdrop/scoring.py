@@ -14,18 +14,27 @@ from rich.table import Table
 from torch import Tensor
 
 from .checkpoint import FORMAT_VERSION, replace_synced
-from .console import progress_bar
+from .console import progress_bar, say
 from .data.examples import Examples, to_x_start
 from .diffusion.denoiser import Denoiser
-from .diffusion.fitting import bound_of, fit_timesteps, measure_path, measure_terms
+from .diffusion.fitting import (
+    StepTerms,
+    bound_of,
+    fit_timesteps,
+    measure_path,
+    measure_terms,
+)
 from .diffusion.likelihood import BitsPerDim, bits_per_dim, ode_likelihood
 from .diffusion.objectives import chosen_variance
+from .diffusion.schedule import NoiseSchedule, checked_count
 from .diffusion.spacing import SPACINGS, spaced_timesteps
 from .errors import InkdropError
 from .metrics import TIMESTEP_BINS, bin_label, timestep_bin
+from .processes import current
 from .report.charts import likelihood_terms
 from .report.pictures import save
-from .run import Run, write_fitted
+from .run import FITTED_FILE, Run, write_fitted
+from .sharing import check_same_step, gathering, idle_note, own_examples, unique
 
 LIKELIHOOD_FILE = "likelihood.json"
 SPLITS = ("held-out", "train")
@@ -56,6 +65,8 @@ def write_likelihood(
 ) -> Path:
     """Measure the bound (and the ODE's likelihood), and write RUN/likelihood.json and its picture.
 
+    The processes of a job share the batches; the figures are those of one process, to the bit.
+
     Args:
         split: "held-out" is the test set, or what training set aside; or "train".
         data: where the data lies, if not where training found it.
@@ -69,7 +80,10 @@ def write_likelihood(
     Returns:
         The JSON file.
     """
+    processes = current()
+    check_same_step(processes, run)
     examples = _examples(run, split, data, n)
+    own = own_examples(processes, len(examples), batch_size)
     denoiser = run.load_denoiser(weights)
     full = denoiser
     if steps is not None:
@@ -81,16 +95,20 @@ def write_likelihood(
     if terms is None and len(examples) * total > _INPUTS:
         terms = max(1, min(total - 1, _INPUTS // len(examples)))
     asked = total if terms is None else terms + 1
-    with progress_bar(console, "bound", len(examples) * asked) as advance:
+    if note := idle_note(processes, len(examples), batch_size):
+        say(console, note)
+    with progress_bar(console, "bound", len(own) * asked) as advance:
         bound = bits_per_dim(
             denoiser,
-            _batches(run, examples, batch_size),
+            _batches(run, examples, own, batch_size),
             terms=terms,
             batch_size=batch_size,
             seed=seed,
             variance=variance,
             clip=clip,
             progress=advance,
+            first_index=own.start,
+            gather=gathering(processes),
         )
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -115,10 +133,12 @@ def write_likelihood(
         content["ode"] = _ode_figures(
             full, run, examples, divergence, probes, batch_size, seed, console
         )
-    picture = likelihood_terms(bound)
-    save(picture, run.path / "pictures" / "likelihood.png", margin=_MARGIN)
     file = run.path / LIKELIHOOD_FILE
-    replace_synced(file, json.dumps(content, indent=1).encode())
+    if processes.first:
+        picture = likelihood_terms(bound)
+        save(picture, run.path / "pictures" / "likelihood.png", margin=_MARGIN)
+        replace_synced(file, json.dumps(content, indent=1).encode())
+    processes.wait_for_all(unique("likelihood written"))
     if console is not None:
         console.print(_likelihood_table(bound, total, content))
     return file
@@ -134,15 +154,19 @@ def _ode_figures(
     seed: int,
     console: Console | None,
 ) -> dict[str, Any]:
+    processes = current()
+    own = own_examples(processes, len(examples), batch_size)
     with progress_bar(console, "probability-flow ODE", None) as advance:
         found = ode_likelihood(
             denoiser,
-            _batches(run, examples, batch_size),
+            _batches(run, examples, own, batch_size),
             divergence=divergence,
             probes=probes,
             batch_size=batch_size,
             seed=seed,
             progress=advance,
+            first_index=own.start,
+            gather=gathering(processes),
         )
     return {
         "bits_per_dim": found.bits_per_dim,
@@ -168,70 +192,82 @@ def write_fit(
 
     From it `--timesteps fitted` (by the bound, for ancestral sampling and likelihood) and
     `--timesteps fitted-path` (by a deterministic sampler's path) find the best timesteps for any
-    number of steps. The arguments are those of `write_likelihood`.
+    number of steps. The arguments are those of `write_likelihood`. The processes of a job share the
+    timesteps; the first follows the paths, a small part of the work.
     """
+    processes = current()
+    check_same_step(processes, run)
     examples = _examples(run, split, data, n)
+    checked_count("batch_size", batch_size)
     denoiser = run.load_denoiser(weights)
     schedule = denoiser.schedule
-    with progress_bar(console, "measuring", len(examples) * schedule.timesteps) as advance:
+    timesteps = processes.share(schedule.timesteps)
+    with progress_bar(console, "measuring", len(examples) * len(timesteps)) as advance:
         terms = measure_terms(
             denoiser,
-            _batches(run, examples, batch_size),
+            _batches(run, examples, range(len(examples)), batch_size),
             batch_size=batch_size,
             seed=seed,
             progress=advance,
+            timesteps=timesteps,
+            gather=gathering(processes),
         )
-    paths = max(4, min(_PATHS, _PATH_NUMBERS // math.prod(run.shape)))
-    with progress_bar(console, "following paths", None) as advance:
-        errors = measure_path(
-            denoiser,
-            paths,
-            condition=run.cycled_classes(0, paths),
-            batch_size=batch_size,
-            seed=seed,
-            progress=advance,
-        )
-    protocol = {"weights": weights, "split": split, "data": examples.fingerprint, "seed": seed}
-    file = write_fitted(run, terms, errors, protocol)
-    if console is not None:
-        table = Table("steps", "fitted", "best fixed", "", "fitted timesteps", box=None)
-        for count in (count for count in _COMPARED if count <= schedule.timesteps):
-            fitted = fit_timesteps(schedule, terms, count)
-            bounds = {
-                name: bound_of(schedule, terms, spaced_timesteps(schedule, count, name))
-                for name in SPACINGS
-            }
-            best = min(bounds, key=lambda name: bounds[name])
-            shown = ", ".join(map(str, fitted[:10])) + (", …" if count > 10 else "")
-            values = (bound_of(schedule, terms, fitted), bounds[best])
-            bits = (f"{value / math.log(2):.4f}" for value in values)
-            table.add_row(str(count), *bits, best, shown)
-        console.print("bound in bits per dimension, less its prior:")
-        console.print(table)
-    return file
+    if processes.first:
+        paths = max(4, min(_PATHS, _PATH_NUMBERS // math.prod(run.shape)))
+        with progress_bar(console, "following paths", None) as advance:
+            errors = measure_path(
+                denoiser,
+                paths,
+                condition=run.cycled_classes(0, paths),
+                batch_size=batch_size,
+                seed=seed,
+                progress=advance,
+            )
+        protocol = {"weights": weights, "split": split, "data": examples.fingerprint, "seed": seed}
+        write_fitted(run, terms, errors, protocol)
+        if console is not None:
+            console.print("bound in bits per dimension, less its prior:")
+            console.print(_fits_table(schedule, terms))
+    processes.wait_for_all(unique("fit written"))
+    return run.path / FITTED_FILE
+
+
+def _fits_table(schedule: NoiseSchedule, terms: StepTerms) -> Table:
+    table = Table("steps", "fitted", "best fixed", "", "fitted timesteps", box=None)
+    for count in (count for count in _COMPARED if count <= schedule.timesteps):
+        fitted = fit_timesteps(schedule, terms, count)
+        bounds = {
+            name: bound_of(schedule, terms, spaced_timesteps(schedule, count, name))
+            for name in SPACINGS
+        }
+        best = min(bounds, key=lambda name: bounds[name])
+        shown = ", ".join(map(str, fitted[:10])) + (", …" if count > 10 else "")
+        values = (bound_of(schedule, terms, fitted), bounds[best])
+        bits = (f"{value / math.log(2):.4f}" for value in values)
+        table.add_row(str(count), *bits, best, shown)
+    return table
 
 
 def _examples(run: Run, split: str, data: tuple[str, ...], n: int | None) -> Examples:
     if split not in SPLITS:
         raise InkdropError(f"split must be held-out or train, got {split!r}")
-    source, train, held_out = run.load_data(data)
+    if n is not None and n < 1:
+        raise InkdropError(f"n must be at least 1, got {n}")
+    with current().one_here_first(unique("data")):  # which may decode them into the cache
+        source, train, held_out = run.load_data(data)
     chosen = train if split == "train" else source.test or held_out
     if chosen is None:
         raise InkdropError(f"{run.path} has no held-out {train.noun}s; choose --split train")
-    if n is None:
-        return chosen
-    if n < 1:
-        raise InkdropError(f"n must be at least 1, got {n}")
-    return chosen.take(range(min(n, len(chosen))))
+    return chosen if n is None else chosen.take(range(min(n, len(chosen))))
 
 
 def _batches(
-    run: Run, examples: Examples, batch_size: int
+    run: Run, examples: Examples, own: range, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """x_start and classes, a batch at a time: the set itself stays as it is kept."""
     told = getattr(run.config.network, "classes", None) is not None
-    for i in range(0, len(examples), batch_size):
-        rows = slice(i, i + batch_size)
+    for i in range(own.start, own.stop, batch_size):
+        rows = slice(i, min(i + batch_size, own.stop))
         labels = examples.labels[rows] if told and examples.labels is not None else None
         yield to_x_start(examples.values[rows]), labels
 

@@ -30,7 +30,7 @@ from ..randomness import image_noise
 from .clipping import chosen_clip, clipped
 from .denoiser import Denoiser, evaluating
 from .forward import q_sample
-from .likelihood import Batches, batched
+from .likelihood import Batches, Gather, all_here, batched
 from .objectives import chosen_decoder, density_log_likelihood, discretised_log_likelihood
 from .samplers import ddim, initial_noise, sample_steps
 from .schedule import NoiseSchedule, checked_count, checked_timesteps
@@ -67,11 +67,17 @@ def measure_terms(
     decoder: str = "auto",
     clip: str | None = "auto",
     progress: Callable[[int], None] | None = None,
+    timesteps: range | None = None,
+    gather: Gather = all_here,
 ) -> StepTerms:
     """Measure a model's terms at all T timesteps, each example with the same noise at every t.
 
     Takes T network inputs for each example; a few hundred examples are enough. The arguments are
-    those of `bits_per_dim`.
+    those of `bits_per_dim`, but all processes have all images and share the timesteps.
+
+    Args:
+        timesteps: those that this process measures, neighbours; all by default.
+        gather: joins what all processes measured, in order.
     """
     batches = [
         (x, c, image_noise(tuple(x.shape[1:]), first, len(x), seed, "fit").to(x))
@@ -84,7 +90,7 @@ def measure_terms(
     kept = chosen_clip(clip, tuple(x_start.shape[1:]))
     likelihood = discretised_log_likelihood if chosen == "pixels" else density_log_likelihood
     errors, decoding = [], []
-    for t in range(denoiser.schedule.timesteps):
+    for t in range(denoiser.schedule.timesteps) if timesteps is None else timesteps:
         estimates = []
         for x, c, noise in batches:
             at = torch.full((len(x),), t, device=x.device)
@@ -97,7 +103,8 @@ def measure_terms(
         error = ((estimated - x_start) ** 2).mean().clamp(min=_SMALLEST_MSE)
         errors.append(error.item())
         decoding.append(-likelihood(x_start, estimated, error.log()).mean().item())
-    return StepTerms(np.array(errors), np.array(decoding), len(x_start))
+    measured = gather(torch.tensor([errors, decoding], dtype=torch.float64).T).T.numpy()
+    return StepTerms(measured[0], measured[1], len(x_start))
 
 
 def bound_of(schedule: NoiseSchedule, terms: StepTerms, timesteps: Sequence[int]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InkdropError, unknown_name
 from ..randomness import generator, image_noise
+from ..ranges import warn_of_range
 from .clipping import chosen_clip
 from .denoiser import Denoiser, evaluating
 from .forward import q_sample
@@ -24,9 +25,16 @@ from .schedule import checked_count
 
 _LN2 = math.log(2)
 _BLOCK = 16  # examples whose timesteps are drawn together; part of what a seed means
+_NO_ROWS = torch.zeros(0, dtype=torch.float64)
 LEVEL_BITS = math.log2(127.5)  # pixel levels lie 2/255 apart: what that adds to a density's bits
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
+Gather = Callable[[Tensor], Tensor]
+
+
+def all_here(rows: Tensor) -> Tensor:
+    """The `gather` of one process."""
+    return rows
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ def bits_per_dim(
     decoder: str = "auto",
     clip: str | None = "auto",
     progress: Callable[[int], None] | None = None,
+    first_index: int = 0,
+    gather: Gather = all_here,
 ) -> BitsPerDim:
     """The variational bound, term by term (Ho et al. 2020, Eq. 3, 5 and 13).
 
@@ -101,6 +111,10 @@ def bits_per_dim(
         decoder: "pixels" (256 levels) or "density"; "auto" is pixels for images (C, H, W).
         clip: of x̂₀, as for `sample`: by default images' are clipped, as when they are sampled.
         progress: called with the number of network inputs done, after each batch.
+        first_index: the index of the first image, where these are a part of a set.
+        gather: joins the rows (n, …) of all parts in their order, where each part is another
+            process's; none may hold part of a batch. Then every process finds the figures of the
+            whole set, to the bit those that one process would find.
 
     Raises:
         InkdropError: for images outside [-1, 1] or of another shape than the denoiser's, or a
@@ -113,7 +127,8 @@ def bits_per_dim(
             f"terms must lie between 1 and {total - 1}, the number of KL terms, got {terms}"
         )
     sums = _Sums(total)
-    for first, x, c in batched(denoiser, images, condition, batch_size):
+    for first, x, c in batched(denoiser, images, condition, batch_size, first_index):
+        sums.begin_batch()
         chosen = _decoder_of(decoder, x)
         kept = chosen_clip(clip, tuple(x.shape[1:]))
         sums.priors.append(prior_term(denoiser.schedule, x).cpu())
@@ -140,7 +155,7 @@ def bits_per_dim(
             if progress is not None:
                 progress(len(here))
         sums.terms.append(bound)
-    return sums.result()
+    return sums.result(gather)
 
 
 def ode_likelihood(
@@ -155,6 +170,8 @@ def ode_likelihood(
     seed: int = 0,
     decoder: str = "auto",
     progress: Callable[[int], None] | None = None,
+    first_index: int = 0,
+    gather: Gather = all_here,
 ) -> OdeLikelihood:
     """log p by the probability-flow ODE and the change of variables (Song et al. 2021b, App. D.2).
 
@@ -177,9 +194,9 @@ def ode_likelihood(
     if denoiser.schedule.timesteps < 2:
         raise InkdropError("the ODE runs between timesteps, but this schedule has only one")
     repeats = checked_count("probes", probes) if divergence == "hutchinson" else 1
-    densities, evaluations, level_bits, size = [], 0, 0.0, 1
-    for first, x, c in batched(denoiser, images, condition, batch_size):
-        shape, size = tuple(x.shape[1:]), x[0].numel()
+    densities, bits, evaluations = [_NO_ROWS], [_NO_ROWS], 0
+    for first, x, c in batched(denoiser, images, condition, batch_size, first_index):
+        shape, size, level_bits = tuple(x.shape[1:]), x[0].numel(), 0.0
         if _decoder_of(decoder, x) == "pixels":
             level_bits = LEVEL_BITS
             uniform = torch.special.ndtr(
@@ -200,11 +217,14 @@ def ode_likelihood(
             if progress is not None:
                 progress(asked)
         densities.append(found)
-    if not densities:
+        bits.append(-found / (size * _LN2) + level_bits)
+    log_density, per_example = gather(torch.cat(densities)), gather(torch.cat(bits))
+    evaluations = int(gather(torch.tensor([evaluations])).sum())
+    if not len(log_density):
         raise InkdropError("there are no images to take the likelihood of")
-    log_density = torch.cat(densities)
-    bits = -log_density / (size * _LN2) + level_bits
-    return OdeLikelihood(bits.mean().item(), _standard_error(bits), log_density, evaluations)
+    return OdeLikelihood(
+        per_example.mean().item(), _standard_error(per_example), log_density, evaluations
+    )
 
 
 def _solved(
@@ -257,25 +277,32 @@ def _flow(
 
 
 class _Sums:
-    """What gathers over batches: T numbers, and one for each example."""
+    """What gathers: three rows of T numbers for each batch, and one number for each example.
+
+    Batches are added up at the end, in their order on however many processes.
+    """
 
     def __init__(self, timesteps: int) -> None:
-        self.loss = torch.zeros(timesteps, dtype=torch.float64)
-        self.error = torch.zeros(timesteps, dtype=torch.float64)
-        self.asked = torch.zeros(timesteps, dtype=torch.int64)
-        self.terms: list[Tensor] = []
-        self.priors: list[Tensor] = []
+        self.empty = torch.zeros(3, timesteps, dtype=torch.float64)
+        self.batches: list[
+            Tensor
+        ] = []  # added at the end, in their order on however many processes
+        self.terms = [_NO_ROWS]
+        self.priors = [_NO_ROWS]
+
+    def begin_batch(self) -> None:
+        self.batches.append(self.empty.clone())
 
     def add(self, t: Tensor, loss: Tensor, error: Tensor) -> None:
-        self.loss.index_add_(0, t, loss)
-        self.error.index_add_(0, t, error)
-        self.asked.index_add_(0, t, torch.ones_like(t))
+        self.batches[-1].index_add_(1, t, torch.stack([loss, error, torch.ones_like(loss)]))
 
-    def result(self) -> BitsPerDim:
-        if not self.terms:
+    def result(self, gather: Gather) -> BitsPerDim:
+        prior = gather(torch.cat(self.priors)) / _LN2
+        terms = gather(torch.cat(self.terms)) / _LN2
+        loss, error, asked = gather(torch.stack([self.empty, *self.batches])[1:]).sum(0)
+        if not len(terms):
             raise InkdropError("there are no images to take the likelihood of")
-        prior, terms = torch.cat(self.priors).double() / _LN2, torch.cat(self.terms) / _LN2
-        per_timestep = self.loss / (len(terms) * _LN2)
+        per_timestep = loss / (len(terms) * _LN2)
         decoder = per_timestep[0].item()
         per_timestep[0] = 0
         return BitsPerDim(
@@ -284,8 +311,8 @@ class _Sums:
             prior=prior.mean().item(),
             per_timestep=per_timestep,
             decoder=decoder,
-            noise_mse=self.error / self.asked,
-            asked=self.asked,
+            noise_mse=error / asked,
+            asked=asked.long(),
             examples=len(terms),
         )
 
@@ -307,7 +334,11 @@ def _draws(
 
 
 def batched(
-    denoiser: Denoiser, images: Tensor | Batches, condition: Tensor | None, batch_size: int
+    denoiser: Denoiser,
+    images: Tensor | Batches,
+    condition: Tensor | None,
+    batch_size: int,
+    first_index: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """(index of the first, images, condition) on the device, in the best precision it has."""
     size = checked_count("batch_size", batch_size)
@@ -319,7 +350,7 @@ def batched(
         if condition is not None:
             raise InkdropError("batches of images bring their condition with them")
         given = (part for x, c in images for part in _split(x, c, size))
-    device, first = denoiser.device, 0
+    device, first = denoiser.device, first_index
     precision = torch.float32 if device.type == "mps" else torch.float64
     for x, c in given:
         if not x.is_floating_point():
@@ -342,6 +373,8 @@ def _decoder_of(decoder: str, x: Tensor) -> str:
     chosen = chosen_decoder(decoder, x)
     if chosen == "pixels":
         check_pixels(x)
+    else:
+        warn_of_range(x, stacklevel=3)
     return chosen
 
 

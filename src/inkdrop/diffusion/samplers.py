@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import InkdropError, unknown_name
 from ..randomness import image_noise
+from ..ranges import warn_of_range
 from .clipping import chosen_clip, clipped
 from .denoiser import Denoiser, Estimate, evaluating
 from .schedule import NoiseSchedule, checked_count, checked_timesteps
@@ -319,7 +320,7 @@ def invert(
     """The noise at T-1 that a deterministic sampler would make x from: sampling, back in time.
 
     Args:
-        x: (n, …), clean examples.
+        x: (n, …), clean examples; images in [-1, 1].
         sampler: "ddim", "dpm-solver++", "unipc" or "heun".
         steps: how many timesteps are visited, T-1 and where x is put among them.
         timesteps: their spacing, or a falling list of them; best one that ends at 0.
@@ -330,6 +331,7 @@ def invert(
         (n, …); `sample(denoiser, x_init=…, timesteps=…, clip=None)` with the same sampler and
         timesteps leads back to x, at the order of the solver.
     """
+    warn_of_range(x)
     if isinstance(timesteps, str):
         timesteps = spaced_timesteps(denoiser.schedule, steps, timesteps)
     table = inversion(denoiser.schedule, timesteps, sampler, order)
