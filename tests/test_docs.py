@@ -3,9 +3,16 @@
 import ast
 import functools
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
+
+from inkdrop.config import Config
+from inkdrop.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,3 +95,43 @@ def test_every_local_link_leads_somewhere() -> None:
             if not file.exists() or (anchor and anchor not in headings(file)):
                 lost.append(f"{page.relative_to(ROOT)} links to {target}")
     assert lost == []
+
+
+def blocks(language: str) -> list[str]:
+    """The pages' blocks of code in a language."""
+    fenced = rf"^```{language}\n(.*?)^```$"
+    found = [re.findall(fenced, page.read_text(), re.MULTILINE | re.DOTALL) for page in PAGES]
+    return [block for page in found for block in page]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_every_shell_script_can_be_read() -> None:
+    assert any("#SBATCH" in block for block in blocks("bash"))
+    for script in blocks("bash"):
+        read = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert read.returncode == 0, read.stderr
+
+
+def test_every_yaml_document_can_be_read() -> None:
+    documents = [document for block in blocks("yaml") for document in yaml.safe_load_all(block)]
+    assert {"Job", "Service"} <= {document["kind"] for document in documents}
+
+
+def option_names(settings: type[Settings], prefix: str = "") -> set[str]:
+    """The options that a configuration makes."""
+    names = set()
+    for name, field in settings.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+        option = prefix + name.replace("_", "-")
+        names |= {option}.union(*(option_names(kind, f"{option}.") for kind in inner))
+    return names
+
+
+def test_every_option_of_the_configuration_that_the_pages_name_is_there() -> None:
+    known = option_names(Config)
+    assert {"training.parallel", "network.patch-size", "network.width"} <= known
+    groups = "data|schedule|network|weighting|training|logging"
+    for page in PAGES:
+        named = re.findall(rf"--((?:{groups})\.[a-z][\w-]*)", page.read_text())
+        assert set(named) <= known, page.name

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .report import pictures, points
     from .report.compare import compare
     from .run import Run, load
-    from .training.trainer import TrainingDiverged, train
+    from .training.guards import TrainingDiverged
+    from .training.trainer import train
 
 __version__ = "0.1.0"
 
@@ -51,7 +52,7 @@ _HOMES = {
     "Run": "run",
     "ScheduleWarning": "diffusion.schedule",
     "Source": "data.images",
-    "TrainingDiverged": "training.trainer",
+    "TrainingDiverged": "training.guards",
     "bits_per_dim": "diffusion.likelihood",
     "compare": "report.compare",
     "invert": "diffusion.samplers",

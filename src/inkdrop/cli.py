@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ usage: inkdrop COMMAND ...
   report RUN      make a run's pictures and its report.html
   compare RUN …   hold runs against their data and each other
   presets         list what train can start from
-  doctor          check this machine
+  doctor          check this machine, a preset's needs, or what is wrong with a run
 
 inkdrop COMMAND --help tells more. Start with: inkdrop train digits
 """
@@ -61,9 +62,12 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         if arguments[0] not in _COMMANDS:
             raise unknown_name("command", arguments[0], _COMMANDS)
-        return _COMMANDS[arguments[0]](list(arguments[1:]))
+        return _command(arguments[0], list(arguments[1:]))
+    except _SaidElsewhere:
+        return 2
     except InkdropError as error:
-        return _fail(str(error))
+        _fail(str(error))
+        return error.exit_code
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except KeyboardInterrupt:
@@ -71,8 +75,40 @@ def run(arguments: Sequence[str]) -> int:
         return 130
 
 
+class _SaidElsewhere(InkdropError):
+    """A mistake that another process of the job has told already."""
+
+
+def _rank() -> int:
+    """Which of a job's processes this is, 0 for one alone; known without torch."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    """Run a command, in all processes that torchrun started where it can be shared."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _COMMANDS[name](arguments)
+    if name not in _SHARED:
+        if _rank():
+            return 0
+        print(f"inkdrop: {name} works in one process; the others leave", file=sys.stderr)  # noqa: T201
+        return _COMMANDS[name](arguments)
+    from .processes import ProcessLost, joined
+
+    with joined() as processes:
+        try:
+            return _COMMANDS[name](arguments)
+        except ProcessLost:
+            raise
+        except (InkdropError, OSError) as error:
+            if processes.is_first_to_say(str(error)):
+                raise
+            raise _SaidElsewhere from error
+
+
 def _fail(message: str) -> int:
-    print(f"inkdrop: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    speaker = f"inkdrop (process {_rank()})" if _rank() else "inkdrop"
+    print(f"{speaker}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return 2
 
 
@@ -111,6 +147,14 @@ def _train(arguments: list[str]) -> int:
         if options.steps is not None:
             config.training.epochs = None
             config.training.steps = options.steps
+        if options.batch_size == "auto":
+            config.training.accumulation = "auto"
+        elif options.batch_size is not None:
+            config.training.batch_size = _number("--batch-size", options.batch_size, "auto")
+        if options.deterministic:
+            config.training.deterministic = True
+        if options.on_nonfinite is not None:
+            config.training.on_nonfinite = options.on_nonfinite
         return options
 
     options = parsed(config)
@@ -138,6 +182,12 @@ def _train(arguments: list[str]) -> int:
         return 128 + int(trainer.stopped_by)
     say(console, f"the run is in {trainer.out}; next: inkdrop sample {trainer.out}")
     return 0
+
+
+def _number(option: str, text: str, other: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InkdropError(f"{option} must be a number from 1, or {other}, got {text!r}")
+    return int(text)
 
 
 def _data(arguments: list[str]) -> int:
@@ -311,10 +361,20 @@ def _summary(config: Any) -> str:
 
 
 def _doctor(arguments: list[str]) -> int:
-    _no_options(arguments, "inkdrop doctor", "Check this machine.")
+    given = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    from .options import DoctorOptions, parse
+
+    options = parse(
+        DoctorOptions,
+        arguments[len(given) :],
+        "inkdrop doctor [RUN or PRESET]",
+        "Check this machine, what a preset takes of it, or what is wrong with a run. Leaves with 1 "
+        "if something is.",
+        DoctorOptions(),
+    )
     from .doctor import examine
 
-    return examine(_console())
+    return examine(given[0] if given else None, options, _console())
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -328,6 +388,9 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "presets": _presets,
     "doctor": _doctor,
 }
+
+
+_SHARED = ("train", "sample", "likelihood", "fit", "doctor")
 
 
 def _no_options(arguments: list[str], program: str, description: str) -> None:
@@ -348,22 +411,25 @@ def _run_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
 def _loaded(path: Path, options: Any) -> Run:
     from .run import load
 
-    return load(path, device=options.device)
+    return load(path, device=options.device, checkpoint=options.checkpoint)
 
 
 def _named(options: Any) -> dict[str, Any]:
-    """The options by name, but for the device, which the run was loaded on."""
-    return {f.name: getattr(options, f.name) for f in fields(options) if f.name != "device"}
+    """The options by name, but for those that the run was loaded with."""
+    loading = ("device", "checkpoint")
+    return {f.name: getattr(options, f.name) for f in fields(options) if f.name not in loading}
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if _rank():
+        return  # the first process warns for all
     print(f"inkdrop: warning: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=bool(_rank()))  # the first process speaks for all
 
 
 def _print(text: str) -> None:

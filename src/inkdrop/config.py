@@ -46,6 +46,9 @@ OBJECTIVES = (
     "p2",
 )
 OWN_OBJECTIVE = "own"
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "float64")
+PARALLEL = ("ddp", "fsdp")
+ON_NONFINITE = ("stop", "skip", "rollback")
 VARIANCES = ("posterior", "beta", "learned")
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss-aware")
 SCHEDULE_FIELDS = {
@@ -218,8 +221,9 @@ class TrainingConfig(Settings):
     """Passes over the training images; give these or steps."""
     batch_size: PositiveInt = 128
     """Images of one optimizer step."""
-    accumulation: PositiveInt = 1
-    """Equal parts that a batch is computed in, to fit in memory."""
+    accumulation: PositiveInt | Literal["auto"] = 1
+    """Equal parts that each process computes its share of a batch in, to fit in memory; auto finds
+    the fewest that do."""
     optimizer: Annotated[str, one_of("optimizer", ("adam", "adamw"))] = "adamw"
     """adam or adamw."""
     learning_rate: PositiveFloat = 2e-4
@@ -238,10 +242,16 @@ class TrainingConfig(Settings):
     """The largest gradient norm; None for no clipping."""
     ema_decay: Fraction = 0.999
     """Decay of the averaged weights per step; smaller during the first steps."""
-    precision: Annotated[str, one_of("precision", ("auto", "float32", "bfloat16", "float16"))] = (
-        "auto"
-    )
-    """auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it."""
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = "auto"
+    """auto, float32, bfloat16, float16 or float64; auto is bfloat16 on a GPU that has it."""
+    parallel: Annotated[str, one_of("way to share a network", PARALLEL)] = "ddp"
+    """How processes share the network: ddp keeps it whole in each, fsdp a part in each, for
+    networks beyond one device's memory."""
+    deterministic: bool = False
+    """Only operations that repeat bit for bit: on a GPU slower, on the CPU they are so anyway."""
+    on_nonfinite: Annotated[str, one_of("answer to a non-finite step", ON_NONFINITE)] = "stop"
+    """After a loss or gradient that is not finite: stop, skip that step, or rollback to the last
+    checkpoint and take other data from there."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a device torch knows."""
 
@@ -249,7 +259,7 @@ class TrainingConfig(Settings):
     def _one_length(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"give steps or epochs, not both (got {self.steps} and {self.epochs})")
-        if self.batch_size % self.accumulation:
+        if self.accumulation != "auto" and self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into {self.accumulation} equal "
                 "parts (accumulation)"
@@ -266,8 +276,10 @@ class LoggingConfig(Settings):
     """Steps between held-out losses."""
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
+    checkpoint_minutes: PositiveFloat | None = 10
+    """Minutes between checkpoints, where they come before the steps; None for steps alone."""
     keep_checkpoints: PositiveInt = 3
-    """How many checkpoints are kept."""
+    """How many checkpoints are kept, beside the one with the best held-out loss."""
     samples_every: NonNegativeInt = 1000
     """Steps between grids of samples in samples/training; 0 for none."""
     tensorboard: bool = False
@@ -306,9 +318,10 @@ class Config(Settings):
 def differences(before: Config, after: Config) -> list[str]:
     """The fields in which two configurations would train differently, as "path: old → new".
 
-    What does not change the result is left out: the name, `logging`, the device, and where the
-    data lies and is kept (a run knows its data by a fingerprint). `conditional` leaves the number
-    of classes to the data, so that any number agrees with it.
+    What does not change the result, or by rounding only, is left out: the name, `logging`, what
+    computes a batch and in how many parts, what is done about a step that fails, and where the data
+    lies and is kept (a run knows its data by a fingerprint). `conditional` leaves the number of
+    classes to the data, so that any number agrees with it.
     """
     if after.conditional and after.network and before.network and not after.network.classes:
         told = after.network.model_copy(update={"classes": before.network.classes})
@@ -325,7 +338,7 @@ _FREE: Any = {
     "name": True,
     "logging": True,
     "data": {"path", "memory", "workers"},
-    "training": {"device"},
+    "training": {"device", "accumulation", "parallel", "deterministic", "on_nonfinite"},
 }
 
 

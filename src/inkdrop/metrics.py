@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """Add a row."""
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def sync_metrics(path: Path) -> None:
+    """Wait until the rows are on the disk: a checkpoint must not outlive those before it."""
+    if path.exists():
+        with open(path, "ab") as file:
+            os.fsync(file.fileno())
 
 
 def rewind_metrics(path: Path, step: int) -> None:

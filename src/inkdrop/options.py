@@ -31,6 +31,14 @@ class TrainOptions:
     """What happens when some cannot be used: stop, the default, or skip."""
     steps: int | None = None
     """Optimizer steps, instead of the preset's."""
+    batch_size: str | None = None
+    """Images of one optimizer step, instead of the preset's; auto keeps those, and finds the
+    largest part of them that the device can compute at once."""
+    deterministic: bool = False
+    """Only operations that repeat bit for bit: on a GPU slower, by how much is said."""
+    on_nonfinite: str | None = None
+    """After a loss or gradient that is not finite: stop, the default, skip that step, or
+    rollback to the last checkpoint and take other data from there."""
     resume: str = "auto"
     """auto goes on with the run in the folder; never refuses a folder that holds one."""
 
@@ -99,6 +107,8 @@ class SampleOptions:
     """A new folder for them; one inside RUN/samples where not given."""
     weights: str = "ema"
     """ema (averaged) or raw."""
+    checkpoint: str = "newest"
+    """newest, best (the lowest held-out loss), or a step that one was kept of."""
     batch_size: int = 256
     """How many are computed at once."""
     trajectory: bool = False
@@ -148,6 +158,8 @@ class LikelihoodOptions:
     """What keeps estimates in range: range, dynamic or none; auto is range for images."""
     weights: str = "ema"
     """ema (averaged) or raw."""
+    checkpoint: str = "newest"
+    """newest, best (the lowest held-out loss), or a step that one was kept of."""
     seed: int = 0
     """Names the noise."""
     batch_size: int = 256
@@ -174,10 +186,26 @@ class FitOptions:
     """How many examples to measure."""
     weights: str = "ema"
     """ema (averaged) or raw."""
+    checkpoint: str = "newest"
+    """newest, best (the lowest held-out loss), or a step that one was kept of."""
     seed: int = 0
     """Names the noise."""
     batch_size: int = 256
     """How many network inputs are computed at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class DoctorOptions:
+    """Options of `inkdrop doctor`."""
+
+    json: bool = False
+    """Print what was found as JSON, and nothing else."""
+    data: tuple[str, ...] = ()
+    """RUN: where its data lies, if not where training found it."""
+    trial: bool = True
+    """Time a few steps of training."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

@@ -2,7 +2,8 @@
 
 RUN/config.json         the configuration
 RUN/environment.json    versions, machine and command of every session that trained it
-RUN/checkpoints/        step-…/: weights, averaged weights, optimizer
+RUN/checkpoints/        step-…/: weights, averaged weights, optimizer; the newest, and the best
+RUN/.training.lock      held by whoever trains in it
 RUN/metrics.jsonl       one JSON object a line
 RUN/data.json           what the images were found to be, which were skipped, what was done to them
 RUN/example.png         a held-out image, for pictures
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 from .build import build_denoiser, build_schedule, choose_device
 from .checkpoint import (
     FORMAT_VERSION,
+    best_checkpoint,
     check_version,
+    finished_checkpoints,
     looks_like_pickle,
     newest_checkpoint,
     read_checkpoint,
@@ -74,22 +77,24 @@ class Run:
         path: the folder.
         network: the module, for a run that trained one's own.
         device: where denoisers are put; "auto" takes the best there is.
+        checkpoint: "newest", "best" (the lowest held-out loss), or a step that one was kept of.
 
     Raises:
-        InkdropError: when the folder is missing, holds no run or no checkpoint, or is from a newer
-            version.
+        InkdropError: when the folder is missing, holds no run or no such checkpoint, or is from a
+            newer version.
     """
 
     def __init__(
-        self, path: str | Path, network: nn.Module | None = None, device: str = "auto"
+        self,
+        path: str | Path,
+        network: nn.Module | None = None,
+        device: str = "auto",
+        checkpoint: str = "newest",
     ) -> None:
         self.path = Path(path)
         self.config = read_config(self.path)
-        checkpoint = newest_checkpoint(self.path / "checkpoints")
-        if checkpoint is None:
-            raise _no_checkpoint(self.path / "checkpoints")
-        self.checkpoint = checkpoint
-        manifest = read_manifest(checkpoint)
+        self.checkpoint = _chosen_checkpoint(self.path / "checkpoints", checkpoint)
+        manifest = read_manifest(self.checkpoint)
         self.step: int = manifest["step"]
         self.shape: tuple[int, ...] = tuple(manifest["state"]["shape"])
         self.fingerprint: str = manifest["state"]["data"]
@@ -342,6 +347,26 @@ def _listed(text: str) -> list[int]:
         ) from None
 
 
+def _chosen_checkpoint(folder: Path, which: str) -> Path:
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise _no_checkpoint(folder)
+    if which == "newest":
+        return newest
+    if which == "best":
+        best = best_checkpoint(folder)
+        if best is None:
+            raise InkdropError(f"no checkpoint in {folder} has a held-out loss: choose newest")
+        return best
+    kept = {read_manifest(path)["step"]: path for path in finished_checkpoints(folder)}
+    if not which.isdecimal() or int(which) not in kept:
+        raise InkdropError(
+            f"checkpoint must be newest, best or a step that one was kept of "
+            f"({', '.join(map(str, kept))}), got {which!r}"
+        )
+    return kept[int(which)]
+
+
 def _no_checkpoint(folder: Path) -> InkdropError:
     for path in sorted(folder.glob("*")) if folder.exists() else []:
         if path.is_file() and looks_like_pickle(path.read_bytes()[:16]):
@@ -354,6 +379,11 @@ def _no_checkpoint(folder: Path) -> InkdropError:
     )
 
 
-def load(path: str | Path, network: nn.Module | None = None, device: str = "auto") -> Run:
+def load(
+    path: str | Path,
+    network: nn.Module | None = None,
+    device: str = "auto",
+    checkpoint: str = "newest",
+) -> Run:
     """Open a run folder: `load("runs/digits").denoiser`. The arguments are those of `Run`."""
-    return Run(path, network, device)
+    return Run(path, network, device, checkpoint)

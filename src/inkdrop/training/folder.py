@@ -1,40 +1,87 @@
-"""Whether a folder may be trained in, and where to go on in it."""
+"""Whether a folder may be trained in, by whom, and where to go on in it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint import newest_checkpoint
+from filelock import FileLock, Timeout
+
+from ..checkpoint import newest_checkpoint, newest_whole
 from ..config import Config, differences
 from ..errors import InkdropError
 from ..run import read_config
 
+_LOCK = ".training.lock"
 
-def checkpoint_to_resume(out: Path, config: Config, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None to start.
 
-    Raises:
-        InkdropError: for a folder that holds something else, another run's, or (with resume
-            "never") this one's.
+class RunFolder:
+    """A folder to train in, held by one training at a time.
+
+    Args:
+        path: the folder.
     """
-    if resume not in ("auto", "never"):
-        raise InkdropError(f"resume must be auto or never, got {resume!r}")
-    if out.exists() and not out.is_dir():
-        raise InkdropError(f"{out} is a file; choose another --out folder")
-    if not out.exists() or not any(out.iterdir()):
-        return None
-    if not (out / "config.json").exists():
-        raise InkdropError(f"{out} is not empty and holds no run; choose another --out folder")
-    changes = differences(read_config(out), config)
-    if changes:
-        raise InkdropError(
-            f"{out} holds another run, which differs in {'; '.join(changes)}; choose another --out "
-            "folder, or give that run's own options to go on with it"
-        )
-    checkpoint = newest_checkpoint(out / "checkpoints")
-    if resume == "never" and checkpoint is not None:
-        raise InkdropError(
-            f"{out} holds this run already ({checkpoint.name}); with --resume auto it goes on, or "
-            "choose another --out folder"
-        )
-    return checkpoint
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / _LOCK)
+
+    def checkpoint_to_resume(
+        self, config: Config, resume: str, note: Callable[[str], None]
+    ) -> Path | None:
+        """The checkpoint to go on from, or None to start; the folder is held from then on.
+
+        Args:
+            note: is told of checkpoints that are damaged; they are set aside.
+
+        Raises:
+            InkdropError: for a folder that holds something else, another run's, or (with resume
+                "never") this one's; where another training is at work; or where there were
+                checkpoints and none is whole.
+        """
+        if resume not in ("auto", "never"):
+            raise InkdropError(f"resume must be auto or never, got {resume!r}")
+        out = self.path
+        if out.exists() and not out.is_dir():
+            raise InkdropError(f"{out} is a file; choose another --out folder")
+        if not out.exists() or not any(path.name != _LOCK for path in out.iterdir()):
+            return None
+        if not (out / "config.json").exists():
+            raise InkdropError(f"{out} is not empty and holds no run; choose another --out folder")
+        changes = differences(read_config(out), config)
+        if changes:
+            raise InkdropError(
+                f"{out} holds another run, which differs in {'; '.join(changes)}; choose another "
+                "--out folder, or give that run's own options to go on with it"
+            )
+        newest = newest_checkpoint(out / "checkpoints")
+        if resume == "never" and newest is not None:
+            raise InkdropError(
+                f"{out} holds this run already ({newest.name}); with --resume auto it goes on, or "
+                "choose another --out folder"
+            )
+        self.hold()
+        return newest_whole(out / "checkpoints", note)
+
+    def hold(self) -> None:
+        """Let no other training work in the folder, until this process lets go or ends.
+
+        Raises:
+            InkdropError: where another one is at work.
+        """
+        if self._lock.is_locked:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InkdropError(
+                f"another training is at work in {self.path}: wait for it, stop it, or choose "
+                "another --out folder"
+            ) from None
+        except NotImplementedError:
+            pass  # a file system without locks
+
+    def let_go(self) -> None:
+        """Let other trainings work in the folder."""
+        self._lock.release()

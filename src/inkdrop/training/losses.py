@@ -16,6 +16,7 @@ class LossWindow:
     steps: int = 0
     loss: float = 0.0
     gradient_norm: float = 0.0
+    skipped: int = 0
     bin_loss: list[float] = field(default_factory=lambda: [0.0] * TIMESTEP_BINS)
     bin_count: list[int] = field(default_factory=lambda: [0] * TIMESTEP_BINS)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import os
 import signal
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,14 @@ from ..build import augmentation_of, build_denoiser, build_objective, choose_dev
 from ..checkpoint import (
     PARTS,
     Checkpoint,
-    newest_checkpoint,
+    newest_whole,
     read_checkpoint,
+    read_manifest,
     replace_synced,
     write_checkpoint,
 )
 from ..config import OWN_IMAGES, OWN_OBJECTIVE, Config, TrainingConfig
-from ..console import say
+from ..console import counted, say
 from ..data.examples import Examples, to_x_start
 from ..data.images import read_images
 from ..data.loading import Loaded, load_own, load_source
@@ -36,9 +41,11 @@ from ..diffusion.samplers import sample
 from ..diffusion.timestep_sampling import timestep_sampler
 from ..environment import describe, device_name
 from ..errors import InkdropError
-from ..metrics import append_metrics, bin_label, rewind_metrics, timestep_bin
+from ..metrics import append_metrics, rewind_metrics, sync_metrics
 from ..networks.embedding import Condition, rows_of
+from ..processes import current, joined, launched, telling_of_lost_processes
 from ..randomness import generator, normal, torch_seeded
+from ..ranges import range_mistake
 from ..run import (
     Run,
     cycled_classes,
@@ -47,20 +54,34 @@ from ..run import (
     write_data,
     write_example,
 )
+from .deterministic import cost, deterministic
+from .early import WeightsWatch, due, initial_share, look
 from .ema import EMA
-from .folder import checkpoint_to_resume
+from .folder import RunFolder
+from .guards import (
+    NonfinitePolicy,
+    TrainingDiverged,
+    describe_nonfinite,
+    is_fault,
+    largest_gradient,
+    where_it_began,
+)
 from .learning_rate import learning_rate_factor
 from .losses import LossWindow
+from .memory import find_parts, find_parts_on_cpu, is_out_of_memory, out_of_memory
+from .parallel import Parallel, same_weights
 from .progress import TrainingProgress
+from .saving import Saver
+from .sharded_saving import ShardedWriter
 from .signals import handling_stop_signals
+from .state import TrainingState
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_TIMESTEPS_PART = "timesteps"  # of a checkpoint, for a timestep sampler that remembers losses
 _PREVIEW_IMAGES, _PREVIEW_POINTS = 64, 2000
-
-
-class TrainingDiverged(InkdropError):
-    """The loss or the gradient is no longer a finite number; the step was not taken."""
+_LOOKED_AT, _STEPS_TO_LOOK = 64, 20  # samples early in training, and of DDIM for each
+_SOME = 256  # examples that stand for all
+_INITIAL = 0.1  # of the initial weights in the average at the end, from where on a warning is due
+_GRACE = {"cuda": 5.0, "cpu": 20.0}  # seconds that a process may stay stuck after a signal
 
 
 def train(
@@ -87,27 +108,30 @@ def train(
             for instance `objectives.snr_weighted(f)` with a function f of the SNR.
         progress: show it: a bar in a terminal, a line now and then elsewhere.
 
+    Started by torchrun, the processes share every batch, and all return the run.
+
     Returns:
-        The run. SIGINT and SIGTERM save and return early: then `run.step` is below the last step,
-        and the same call goes on.
+        The run. SIGINT, SIGTERM and SIGUSR1 save and return early: then `run.step` is below the
+        last step, and the same call goes on.
 
     Raises:
         InkdropError: for a mistake in any of it, or a folder that holds something else, before
             anything is written.
         TrainingDiverged: when the loss or a gradient is not finite; the last checkpoint stands.
     """
-    console = Console() if progress else None
-    trainer = Trainer(
-        config,
-        out,
-        resume=resume,
-        source=source,
-        network=network,
-        objective=objective,
-        console=console,
-    )
-    trainer.run()
-    return Run(trainer.out, network=network, device=config.training.device)
+    with joined() as processes:
+        console = Console() if progress and processes.first else None
+        trainer = Trainer(
+            config,
+            out,
+            resume=resume,
+            source=source,
+            network=network,
+            objective=objective,
+            console=console,
+        )
+        trainer.run()
+        return Run(trainer.out, network=network, device=config.training.device)
 
 
 class Trainer:
@@ -137,14 +161,22 @@ class Trainer:
         self._objective = objective or build_objective(config)
         self.out = Path(out) if out is not None else Path("runs") / config.name
         self.console = console
+        self.processes = current()
         self.stopped_by: signal.Signals | None = None
-        self.resumed_from = checkpoint_to_resume(self.out, config, resume)
+        self._signalled = 0
+        self._parent = os.getppid()
+        self.folder = RunFolder(self.out)
+        self.resumed_from = self.processes.on_first(
+            lambda: self.folder.checkpoint_to_resume(config, resume, self._say)
+        )
 
         self.device = choose_device(config.training.device)
-        if source is not None:
-            loaded = load_own(source, config.data, self.console)
-        told = config.conditional or bool(getattr(config.network, "classes", None))
-        self.loaded = loaded or load_source(config.data, self.console, conditional=told)
+        self.autocast_dtype, self.dtype = _precision(config.training.precision, self.device)
+        with self.processes.one_here_first("data"):
+            if source is not None:
+                loaded = load_own(source, config.data, self.console)
+            told = config.conditional or bool(getattr(config.network, "classes", None))
+            self.loaded = loaded or load_source(config.data, self.console, conditional=told)
         train_set, test_set = self.loaded.source.train, self.loaded.source.test
         images, self.held_out = held_out_split(train_set, test_set, config.data.held_out)
         if self.held_out is not None and not self.held_out.in_memory:
@@ -154,17 +186,26 @@ class Trainer:
         self.total = _total_steps(config.training, len(images))
 
         with torch_seeded(config.seed, "initial weights"):
-            self.denoiser = build_denoiser(config, images.shape, network)
+            denoiser = build_denoiser(config, images.shape, network)
         self._needs_classes = getattr(config.network, "classes", None)
-        self.network = self.denoiser.network.to(self.device)
-        self.ema = EMA(self.network, config.training.ema_decay)
-        self.averaged = Denoiser(
-            self.ema.network,
-            self.denoiser.schedule,
-            config.prediction,
-            images.shape,
-            self.denoiser.learned_variance,
+        if self.dtype == torch.float64:
+            denoiser.network.double()
+        if network is not None:
+            if config.training.parallel == "fsdp":  # it would be changed in place
+                denoiser.network = copy.deepcopy(network)
+            same_weights(denoiser.network, self.processes)
+        self.ema = EMA(denoiser.network, config.training.ema_decay)
+        self.parallel = Parallel(
+            denoiser.network,
+            self.device,
+            self.processes,
+            config.training.parallel,
+            unused=config.network is None,
         )
+        self.parallel.place(self.ema.network)
+        self.network = self.parallel.network
+        self.denoiser = self._denoiser_of(self.parallel.module, denoiser)
+        self.averaged = self._denoiser_of(self.ema.network, denoiser)
         self.timestep_sampler = timestep_sampler(
             config.timestep_sampler, self.denoiser.schedule.timesteps
         )
@@ -176,10 +217,10 @@ class Trainer:
             weight_decay=config.training.weight_decay,
             fused=True,
         )
-        self.autocast_dtype = _precision(config.training.precision, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16
         )
+        self.state = TrainingState(self.network, self.ema, self.optimizer, self.timestep_sampler)
         self.stream = Stream(
             images,
             config.training.batch_size,
@@ -187,101 +228,195 @@ class Trainer:
             augmentation_of(config.data),
             device=self.device,
             memory=config.data.memory,
+            rank=self.processes.rank,
+            world_size=self.processes.size,
         )
+        share = self.stream.batch_size // self.processes.size
+        asked = config.training.accumulation
+        self.accumulation = 1 if asked == "auto" else asked
+        if asked == "auto" and self.parallel.sharded:
+            raise InkdropError(
+                "how many parts of a batch fit cannot be tried with --training.parallel fsdp: one "
+                "process out of memory would leave the others waiting; give --training.accumulation"
+            )
+        if share % self.accumulation:
+            raise InkdropError(
+                f"a batch of {self.stream.batch_size} is {share} {images.noun}s for each of "
+                f"{self.processes.size} processes, which cannot be split into "
+                f"{self.accumulation} equal parts (accumulation)"
+            )
         self.waited = 0.0
         if config.logging.tensorboard:
             _summary_writer()  # missing, it is missed before anything is written
         self.step = self._saved_step = 0
+        self._saved_at = time.monotonic()
+        self._save_now = False
+        self.best_held_out: float | None = None
+        self.nonfinite = NonfinitePolicy(config.training.on_nonfinite)
+        self.saver = Saver(
+            self.out / "checkpoints",
+            config.logging.keep_checkpoints,
+            ShardedWriter(self.processes) if self.parallel.sharded else write_checkpoint,
+        )
+        self.watch: WeightsWatch | None = WeightsWatch(self.network, self.ema.network)
         self.seconds = 0.0
         self.window = LossWindow()
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
 
+    def _denoiser_of(self, network: nn.Module, like: Denoiser) -> Denoiser:
+        return Denoiser(network, like.schedule, like.prediction, like.shape, like.learned_variance)
+
     def run(self) -> None:
-        """Train to the last step, or until SIGINT or SIGTERM."""
+        """Train to the last step, or until SIGINT, SIGTERM or SIGUSR1."""
         if self.step >= self.total:
-            say(
-                self.console,
-                f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done",
-            )
+            self._say(f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done")
+            self.folder.let_go()
             return
-        self._prepare_folder()
-        say(self.console, self._summary())
-        progress = TrainingProgress(self.total, self.step, self.console, self.train_set.noun)
+        self.processes.on_first(self._prepare_folder)
+        grace = _GRACE.get(self.device.type) if self.processes.size > 1 else None
+        try:
+            with (
+                deterministic(self.config.training.deterministic),
+                handling_stop_signals(self._stop, patient=launched(), grace=grace),
+                telling_of_lost_processes(),
+                self._telling_of_memory(),
+            ):
+                self._train()
+        finally:
+            self.folder.let_go()
+        self.processes.wait_for_all(f"trained {self.out} to {self.step}")
+        if self.stopped_by is not None and self.step < self.total:
+            self._say(
+                f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
+                "all is saved, and the same command goes on"
+            )
+
+    def _train(self) -> None:
+        if self.config.training.accumulation == "auto":
+            self._find_accumulation()
+        self._say(self._summary())
+        if self.config.training.deterministic:
+            self._tell_cost_of_determinism()
+        mistake = range_mistake(self._some_data()) if self.train_set.noun == "image" else None
+        if mistake is not None:
+            self._say(f"warning: {mistake}")
+        left = initial_share(self.config.training.ema_decay, self.total)
+        if left > _INITIAL:
+            self._say(
+                f"warning: after {counted(self.total, 'step')} {left:.0%} of the averaged weights, "
+                "which samples are made with, will still be the initial ones: take a smaller "
+                "--training.ema-decay, or more steps"
+            )
+        self.progress = TrainingProgress(self.total, self.step, self.console, self.train_set.noun)
         logging = self.config.logging
         board = None
-        if logging.tensorboard:
+        if logging.tensorboard and self.processes.first:
             board = _summary_writer()(self.out / "tensorboard", purge_step=self.step)
         began, seconds_before = time.monotonic(), self.seconds
         window_began, window_first = began, self.step
+        self._saved_at = began
+        if self.step == 0 and self.nonfinite.choice == "rollback":
+            self._write_checkpoint()  # to have something to go back to
         try:
-            with handling_stop_signals(self._stop):
-                while self.step < self.total and self.stopped_by is None:
+            while self.step < self.total and self.stopped_by is None:
+                try:
                     self.train_step()
-                    now = time.monotonic()
-                    self.seconds = seconds_before + now - began
-                    if self.step % logging.metrics_every == 0 or self.step == self.total:
-                        images = (self.step - window_first) * self.stream.batch_size
-                        rate = images / (now - window_began)
+                except TrainingDiverged as diverged:
+                    self._recover(diverged)
+                    window_began, window_first = time.monotonic(), self.step
+                    continue
+                now = time.monotonic()
+                self.seconds = seconds_before + now - began
+                if self.step % logging.metrics_every == 0 or self.step == self.total:
+                    images = (self.step - window_first) * self.stream.batch_size
+                    rate = images / (now - window_began)
+                    if self.window.steps:
                         row = self._metrics_row(rate, now - window_began)
                         self._log(row, board)
-                        progress.update(self.step, row["loss"], rate)
-                        self.window, window_began, window_first = LossWindow(), now, self.step
-                        self.waited = 0.0
-                    if self._due(logging.held_out_every) and self.held_out is not None:
-                        self._log(self._held_out_row(self.held_out), board)
-                    if self._due(logging.samples_every):
-                        self._write_samples()
-                    if self._due(logging.checkpoint_every):
-                        self._write_checkpoint()
-                if self.step != self._saved_step:
-                    self._write_checkpoint()
+                        self.progress.update(self.step, row["loss"], rate)
+                    self.window, window_began, window_first = LossWindow(), now, self.step
+                    self.waited = 0.0
+                held_out_loss = None
+                if self._due(logging.held_out_every) and self.held_out is not None:
+                    row = self._held_out_row(self.held_out)
+                    held_out_loss = row["held_out_loss"]
+                    self._log(row, board)
+                best = held_out_loss is not None and held_out_loss < (
+                    math.inf if self.best_held_out is None else self.best_held_out
+                )
+                if best:
+                    self.best_held_out = held_out_loss
+                if self._due(logging.samples_every):
+                    self._write_samples()
+                if (fraction := due(self.step, self.total)) is not None:
+                    self._look_early(fraction)
+                if best or self._save_now or self._due(logging.checkpoint_every):
+                    self._write_checkpoint(held_out_loss)
+                self.saver.check()
+            if self.step != self._saved_step:
+                self._write_checkpoint()
+        except BaseException:
+            with suppress(InkdropError):
+                self.saver.wait()  # what is being written is finished
+            raise
         finally:
-            progress.close()
+            self.progress.close()
             if board is not None:
                 board.close()
-        if self.stopped_by is not None and self.step < self.total:
-            say(
-                self.console,
-                f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
-                "all is saved, and the same command goes on",
-            )
+        self.saver.wait()
+
+    def _say(self, text: str) -> None:
+        say(self.console, text)
 
     def _summary(self) -> str:
         """What is about to be trained, on what and where: the first lines of output."""
         examples = self.train_set
         held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
         parameters = sum(p.numel() for p in self.parameters.values())
-        precision = str(self.autocast_dtype or torch.float32).removeprefix("torch.")
+        precision = str(self.autocast_dtype or self.dtype).removeprefix("torch.")
         start = f"going on from step {self.step:,}" if self.step else "starting"
-        steps = f"{self.total:,} step{'s' if self.total > 1 else ''}"
+        steps = counted(self.total, "step")
+        on = f"{device_name(self.device)} in {precision}"
+        if self.processes.size > 1:
+            on = f"{self.processes.size} processes ({self.config.training.parallel}), {on}"
+        parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
         return (
             f"{examples.name} from {self.loaded.origin}: {len(examples):,} training "
             f"{examples.noun}s{held_out}, {examples.size}\n"
             f"{parameters:,} parameters, {self.config.prediction} prediction, "
-            f"T = {self.denoiser.schedule.timesteps:,}, {device_name(self.device)} in {precision}\n"
-            f"{start}: {steps} of {self.stream.batch_size} {examples.noun}s, in {self.out}"
+            f"T = {self.denoiser.schedule.timesteps:,}, {on}\n"
+            f"{start}: {steps} of {self.stream.batch_size} {examples.noun}s{parts}, in {self.out}"
         )
 
     def _stop(self, number: signal.Signals) -> None:
-        self.stopped_by = number
+        self._signalled = int(number)
+        if self.processes.size == 1:
+            self.stopped_by = number
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total)
 
     def train_step(self) -> None:
-        """One optimizer step: everything it draws is addressed by the step."""
+        """One optimizer step: everything it draws is addressed by the step.
+
+        Raises:
+            TrainingDiverged: if the loss or the gradient is not finite; nothing has changed.
+        """
         training, seed, step = self.config.training, self.config.seed, self.step
+        address = step + self.nonfinite.shift
         asked = time.monotonic()
-        x_start, labels, told = self.stream.batch(step)
+        x_start, labels, told = self.stream.batch(address)
         self.waited += time.monotonic() - asked
         classes = labels if self._needs_classes else None
         condition = classes if told is None else Condition(classes, told)
-        timesteps = self.denoiser.schedule.timesteps
-        draw = self.timestep_sampler.draw(len(x_start), generator(seed, "timestep", step))
-        t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).float()
-        t_device, weight_device = t.to(self.device), weight.to(self.device)
-        noise = normal(tuple(x_start.shape), seed, "noise", step, device=self.device)
+        batch, own = self.stream.batch_size, self.stream.rows
+        draw = self.timestep_sampler.draw(batch, generator(seed, "timestep", address))
+        t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).to(self.dtype)
+        t_device, weight_device = t[own].to(self.device), weight[own].to(self.device)
+        # Of the whole batch, so that it does not depend on how many processes share it.
+        noise = normal((batch, *x_start.shape[1:]), seed, "noise", address, device=self.device)[own]
+        x_start, noise = x_start.to(self.dtype), noise.to(self.dtype)
         learning_rate = training.learning_rate * learning_rate_factor(training, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -289,33 +424,46 @@ class Trainer:
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
-        size = len(x_start) // training.accumulation
-        for part in range(training.accumulation):
+        size = len(x_start) // self.accumulation
+        first_part = self.processes.rank * self.accumulation
+        for part in range(self.accumulation):
             rows = slice(part * size, (part + 1) * size)
-            with torch_seeded(seed, "dropout", step, part), self._autocast():
-                losses = self._objective(
-                    self.denoiser,
-                    x_start[rows],
-                    t_device[rows],
-                    noise[rows],
-                    rows_of(condition, rows),
-                )
-            weighted = (losses * weight_device[rows]).sum() / len(x_start)
-            self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
+            with self.parallel.backward_context(last=part + 1 == self.accumulation):
+                with torch_seeded(seed, "dropout", address, first_part + part), self._autocast():
+                    losses = self._objective(
+                        self.denoiser,
+                        x_start[rows],
+                        t_device[rows],
+                        noise[rows],
+                        rows_of(condition, rows),
+                    )
+                # The mean over the processes, which share the batch evenly, is the batch's.
+                weighted = (losses * weight_device[rows]).sum() / len(x_start)
+                self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
             parts.append(losses.detach())
-        losses = torch.cat(parts).float().cpu()
+        losses = self._agreed(torch.cat(parts).to(self.dtype))
 
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            self.parameters.values(), training.gradient_clip or math.inf
-        ).item()
-        self._check_finite(losses, t, norm, learning_rate)
+        norm = self.parallel.clip(self.parameters.values(), training.gradient_clip or math.inf)
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
+        if is_fault(losses, norm, scale):
+            self.scaler.update()
+            raise self._diverged(
+                losses,
+                t,
+                norm,
+                learning_rate,
+                scale,
+                lambda plain: self._objective(plain, x_start, t_device, noise, condition),
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step)
 
         self.step += 1
+        self.nonfinite.taken()
         skipped = not math.isfinite(norm)  # by the scaler, after an overflow in float16
+        timesteps = self.denoiser.schedule.timesteps
         self.window.add(losses, t, timesteps, 0.0 if skipped else norm, weight)
         self.timestep_sampler.observe(draw.t, losses.double().numpy())
 
@@ -326,28 +474,130 @@ class Trainer:
             enabled=self.autocast_dtype is not None,
         )
 
-    def _check_finite(self, losses: Tensor, t: Tensor, norm: float, learning_rate: float) -> None:
-        bad = ~losses.isfinite()
-        # With float16 an overflowing gradient is ordinary: the scaler skips that step itself.
-        if not bad.any() and (math.isfinite(norm) or self.scaler.is_enabled()):
-            return
-        if bad.any():
-            timesteps = self.denoiser.schedule.timesteps
-            worst = int(t[bad][0])
-            label = bin_label(timestep_bin(worst, timesteps), timesteps)
-            what = f"the loss is {losses[bad][0].item()} at timestep {worst} (bin {label})"
+    def _agreed(self, losses: Tensor) -> Tensor:
+        """The losses of the whole batch, on the CPU.
+
+        With them the processes agree on whether this step is their last, and whether to save after
+        it: one of them may have been sent a signal, and only the first one's clock counts.
+        """
+        minutes = self.config.logging.checkpoint_minutes
+        save = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        if self.processes.size == 1:
+            self._save_now = save
+            return losses.cpu()
+        if launched() and os.getppid() != self._parent:
+            self._signalled = self._signalled or int(signal.SIGTERM)  # the launcher is no more
+        told = losses.new_tensor([self._signalled, save])
+        said = self.processes.gather_equal(torch.cat([losses, told])[None]).cpu()
+        if number := int(said[:, -2].max()):
+            self.stopped_by = signal.Signals(number)
+        self._save_now = bool(said[0, -1])
+        return said[:, :-2].flatten()
+
+    def _find_accumulation(self) -> None:
+        """Take the largest part of a batch at once that the device has memory for."""
+        share = self.stream.batch_size // self.processes.size
+
+        def agree(parts: int) -> int:
+            return int(self.processes.gather_equal(torch.tensor([parts])).max())
+
+        if self.device.type == "cpu":
+            count = self.processes.local_size
+            self.accumulation = find_parts_on_cpu(self._try_pass, share, agree, count)
         else:
-            what = f"the gradient's norm is {norm}"
-        checkpoint = newest_checkpoint(self.out / "checkpoints")
-        stands = f"{checkpoint} is the last good checkpoint" if checkpoint else "no checkpoint yet"
-        raise TrainingDiverged(
-            f"training diverged in step {self.step}: {what}, with learning rate "
-            f"{learning_rate:.3g}; the step was not taken and {stands}; try a lower "
-            "--training.learning-rate or longer --training.warmup-steps in a new --out folder"
+            self.accumulation = find_parts(self._try_pass, share, self.device, agree)
+
+    def _try_pass(self, rows: int) -> None:
+        """Take up the time and memory of a step with so many examples at once; nothing changes."""
+        x = torch.zeros((rows, *self.train_set.shape), dtype=self.dtype, device=self.device)
+        t = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        told = torch.zeros_like(t) if self._needs_classes else None
+        try:
+            # Adam's moments, which the first step will make.
+            moments = [torch.ones_like(p) for p in self.parameters.values() for _ in range(2)]
+            # Networks in parts keep what is not reduced; the others need not wait for each other.
+            reduced = self.parallel.sharded
+            with self.parallel.backward_context(last=reduced), self._autocast():
+                losses = self._objective(self.denoiser, x, t, torch.ones_like(x), told)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+            del moments
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _tell_cost_of_determinism(self) -> None:
+        if self.device.type == "cpu":
+            self._say("deterministic: a CPU repeats bit for bit anyway, so that it costs nothing")
+            return
+        rows = self.stream.batch_size // (self.processes.size * self.accumulation)
+        more = cost(lambda: self._try_pass(rows), self.device)
+        self._say(f"deterministic: a step takes {max(more, 0):.0%} longer for it on this device")
+
+    @contextmanager
+    def _telling_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, InkdropError) or not is_out_of_memory(error):
+                raise
+            rows = self.stream.batch_size // (self.processes.size * self.accumulation)
+            raise out_of_memory(error, self.device, rows, self.accumulation) from error
+
+    def _recover(self, diverged: TrainingDiverged) -> None:
+        """Skip the step that could not be taken, or go back, as `on_nonfinite` says.
+
+        Raises:
+            TrainingDiverged: where it says stop, or neither has helped.
+        """
+        if self.processes.first:
+            self.saver.wait()
+
+        def last_whole() -> tuple[Path | None, int]:
+            path = newest_whole(self.out / "checkpoints", self.progress.say)
+            return path, 0 if path is None else read_manifest(path)["step"]
+
+        last, saved_step = self.processes.on_first(last_whole)
+        decision = self.nonfinite.decide(self.step, str(diverged), last, saved_step)
+        if decision.action == "skip":
+            self.step += 1
+            self.window.skipped += 1
+        else:
+            assert last is not None
+            policy = self.nonfinite.state()
+            self._restore(last)
+            self.nonfinite.restore(policy)
+            self.processes.on_first(lambda: rewind_metrics(self.out / "metrics.jsonl", self.step))
+        self.progress.say(f"warning: {decision.message}")
+
+    def _diverged(
+        self,
+        losses: Tensor,
+        t: Tensor,
+        norm: float,
+        learning_rate: float,
+        scale: float | None,
+        again: Callable[[Denoiser], object],
+    ) -> TrainingDiverged:
+        """What is not finite in this step, and in which layer it began.
+
+        Args:
+            again: computes this process's losses once more, with a denoiser.
+        """
+        if losses.isfinite().all():
+            layer: str | None = "{} (norm {:.3g})".format(*largest_gradient(self.parameters))
+        elif self.config.training.parallel == "ddp":
+            plain = self._denoiser_of(self.network, self.denoiser)
+            found = where_it_began(self.network, lambda: again(plain))
+            layer = next(filter(None, self.processes.gather_objects(found)), None)
+        else:
+            layer = None
+        timesteps = self.denoiser.schedule.timesteps
+        return TrainingDiverged(
+            describe_nonfinite(self.step, losses, t, timesteps, norm, learning_rate, scale, layer)
         )
 
     def _metrics_row(self, images_per_second: float, seconds: float) -> dict[str, Any]:
         window = self.window
+        skipped = {"skipped_steps": window.skipped} if window.skipped else {}
         return {
             "step": self.step,
             "loss": window.loss / window.steps,
@@ -357,130 +607,179 @@ class Trainer:
             "data_wait": round(self.waited / seconds, 5),
             "seconds": round(self.seconds, 3),
             "loss_by_timestep": window.by_timestep(),
+            **skipped,
         }
 
     @torch.no_grad()
     def _held_out_row(self, held_out: Examples) -> dict[str, Any]:
         """The averaged weights' loss on examples, timesteps and noise that are always the same."""
         count, timesteps = len(held_out), self.denoiser.schedule.timesteps
+        own = self._rows_of_equal_shares(count)
         x_start = to_x_start(held_out.values)
         noise = normal(tuple(x_start.shape), 0, "held-out noise")
         t = torch.arange(count) * timesteps // count
         condition = held_out.labels_at(range(count)) if self._needs_classes else None
         losses = []
-        for i in range(0, count, self.stream.batch_size):
-            rows = slice(i, i + self.stream.batch_size)
+        for rows in torch.split(own, max(1, self.stream.batch_size // self.processes.size)):
             with self._autocast():
                 part = self._objective(
                     self.averaged,
-                    x_start[rows].to(self.device),
+                    x_start[rows].to(self.device, self.dtype),
                     t[rows].to(self.device),
-                    noise[rows].to(self.device),
+                    noise[rows].to(self.device, self.dtype),
                     None if condition is None else condition[rows].to(self.device),
                 )
-            losses.append(part.float().cpu())
+            losses.append(part.to(self.dtype))
         window = LossWindow()
-        window.add(torch.cat(losses), t, timesteps)
+        gathered = self.processes.gather_equal(torch.cat(losses))[:count].cpu()
+        window.add(gathered, t, timesteps)
         return {
             "step": self.step,
             "held_out_loss": window.loss,
             "held_out_loss_by_timestep": window.by_timestep(),
         }
 
+    def _rows_of_equal_shares(self, count: int) -> Tensor:
+        """This process's of `count` rows, as many as the others': the last may come up again.
+
+        Sharded networks must be asked equally often by all.
+        """
+        share = -(-count // self.processes.size)
+        first = self.processes.rank * share
+        return torch.arange(first, first + share).clamp(max=count - 1)
+
     def _log(self, row: dict[str, Any], board: Any) -> None:
-        append_metrics(self.out / "metrics.jsonl", row)
+        if self.processes.first:
+            append_metrics(self.out / "metrics.jsonl", row)
         if board is not None:
             for name, value in row.items():
                 if isinstance(value, float):
                     board.add_scalar(name, value, row["step"])
 
-    def _write_samples(self) -> None:
-        """The same samples of seed 0 as training goes: a grid of images, or points in the plane."""
-        from ..report.pictures import grid, save  # Matplotlib takes as long as a step or two
-        from ..report.points import frame_of, scatter
-
-        shape = self.train_set.shape
-        if len(shape) != 3 and shape != (2,):
-            return  # there is no picture of those
-        count = _PREVIEW_IMAGES if len(shape) == 3 else _PREVIEW_POINTS
+    @torch.no_grad()
+    def _sampled(self, count: int, steps: int = 50) -> Tensor:
+        """Samples 0 … count - 1 of seed 0, with the averaged weights, on every process's CPU."""
+        share = -(-count // self.processes.size)
+        first = self.processes.rank * share
         with self._autocast():
             x = sample(
                 self.averaged,
-                count,
+                share,
                 "ddim",
-                min(50, self.denoiser.schedule.timesteps),
-                condition=cycled_classes(self.config, 0, count),
+                min(steps, self.denoiser.schedule.timesteps),
+                condition=cycled_classes(self.config, first, share),
                 batch_size=self.stream.batch_size,
-            ).cpu()
+                first_index=first,
+            )
+        return self.processes.gather_equal(x)[:count].cpu()
+
+    @property
+    def _pictured(self) -> bool:
+        """Whether examples can be drawn: images, or points in the plane."""
+        shape = self.train_set.shape
+        return len(shape) == 3 or shape == (2,)
+
+    def _write_samples(self) -> None:
+        """The same samples of seed 0 as training goes: a grid of images, or points in the plane."""
+        if not self._pictured:
+            return
+        images = self.train_set.noun == "image"
+        x = self._sampled(_PREVIEW_IMAGES if images else _PREVIEW_POINTS)
+        if not self.processes.first:
+            return
+        from ..report.pictures import grid, save  # Matplotlib takes as long as a step or two
+        from ..report.points import frame_of, scatter
+
         picture = self.out / "samples" / "training" / f"step-{self.step:08d}.png"
-        if len(shape) == 3:
+        if images:
             save(grid(to_uint8(x)), picture)
         else:
             save(scatter(x, frame_of(self.train_set.values)), picture)
 
-    def _write_checkpoint(self) -> None:
-        names = list(self.parameters)
-        state = self.optimizer.state_dict()["state"]
-        optimizer = {
-            f"{kind}/{names[i]}": value
-            for i, kinds in state.items()
-            for kind, value in kinds.items()
-        }
-        tensors = {
-            "weights": self.network.state_dict(),
-            "ema": self.ema.network.state_dict(),
-            "optimizer": optimizer,
-        }
-        if history := self.timestep_sampler.state():
-            tensors[_TIMESTEPS_PART] = {k: torch.from_numpy(v) for k, v in history.items()}
-        write_checkpoint(
-            self.out / "checkpoints",
+    def _look_early(self, fraction: float) -> None:
+        """Warn of what is wrong for certain with a few samples, or of weights that stand still."""
+        found = [self.watch.look(self.network, self.ema.network)] if self.watch else []
+        if self._pictured:
+            images = self.train_set.noun == "image"
+            x = self._sampled(_LOOKED_AT if images else _PREVIEW_POINTS, _STEPS_TO_LOOK)
+            found += look(x, to_x_start(self._some_data()), self.step, fraction)
+        for warning in filter(None, found):
+            self.progress.say(f"warning: {warning}")
+        self.watch = None
+
+    def _some_data(self) -> Tensor:
+        """Some of the data, as it is kept."""
+        if self.held_out is not None:
+            return self.held_out.values
+        return self.train_set.at(range(min(_SOME, len(self.train_set))))
+
+    def _write_checkpoint(self, held_out_loss: float | None = None) -> None:
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+        if self.processes.first:
+            sync_metrics(self.out / "metrics.jsonl")
+        elif not self.parallel.sharded:
+            return
+        self.saver.save(
             Checkpoint(
                 self.step,
-                tensors,
+                self.state.tensors(),
                 {
                     "shape": list(self.train_set.shape),
                     "data": self.train_set.fingerprint,
                     "seconds": self.seconds,
                     "window": asdict(self.window),
                     "scaler": self.scaler.state_dict(),
+                    "best_held_out_loss": self.best_held_out,
+                    "nonfinite": self.nonfinite.state(),
                 },
-            ),
-            self.config.logging.keep_checkpoints,
+                held_out_loss=held_out_loss,
+                exempt=self.state.buffers,
+            )
         )
-        self._saved_step = self.step
+
+    def _read(self, path: Path, parts: tuple[str, ...]) -> Checkpoint:
+        """A checkpoint, which the first process alone needs to see, on every process."""
+        read: list[Checkpoint] = []
+
+        def head() -> Checkpoint:
+            read.append(read_checkpoint(path, parts))
+            return replace(read[0], tensors={})
+
+        checkpoint = self.processes.on_first(head)
+        tensors = {
+            part: self.processes.tensors_of_first(read[0].tensors[part] if read else None)
+            for part in parts
+        }
+        return replace(checkpoint, tensors=tensors)
 
     def _restore(self, path: Path) -> None:
-        remembers = bool(self.timestep_sampler.state())
-        checkpoint = read_checkpoint(path, (*PARTS, _TIMESTEPS_PART) if remembers else PARTS)
+        in_shards = self.parallel.sharded and (path / "weights").is_dir()
+        parts = self.state.parts
+        checkpoint = self._read(path, parts[len(PARTS) :] if in_shards else parts)
         state = checkpoint.state
         if state["data"] != self.train_set.fingerprint:
             raise InkdropError(
                 f"{self.out} was trained on other {self.train_set.noun}s than these "
                 f"({self.train_set.name}): give the same --data, or another --out"
             )
-        self.network.load_state_dict(checkpoint.tensors["weights"])
-        self.ema.network.load_state_dict(checkpoint.tensors["ema"])
-        optimizer: dict[int, dict[str, Tensor]] = {}
-        index = {name: i for i, name in enumerate(self.parameters)}
-        for key, value in checkpoint.tensors["optimizer"].items():
-            kind, name = key.split("/", 1)
-            optimizer.setdefault(index[name], {})[kind] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
-        if remembers:
-            history = checkpoint.tensors[_TIMESTEPS_PART]
-            self.timestep_sampler.restore({k: v.numpy() for k, v in history.items()})
+        if in_shards:
+            self.state.restore_shards(path)
+            self.state.restore_history(checkpoint.tensors)
+        else:
+            self.state.restore(checkpoint.tensors)
         self.scaler.load_state_dict(state["scaler"])
         self.step = self._saved_step = checkpoint.step
         self.seconds = state["seconds"]
         self.window = LossWindow(**state["window"])
+        self.best_held_out = state["best_held_out_loss"]
+        self.nonfinite.restore(state["nonfinite"])
 
     def _prepare_folder(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.folder.hold()
         write_config(self.out, self.config)
         environment = read_environment(self.out)
-        environment["sessions"].append({"first_step": self.step, **describe(self.device)})
+        session = {"first_step": self.step, **describe(self.device)}
+        environment["sessions"].append({**session, "processes": self.processes.size})
         replace_synced(self.out / "environment.json", json.dumps(environment, indent=1).encode())
         rewind_metrics(self.out / "metrics.jsonl", self.step)
         if self.held_out is not None and self.held_out.noun == "image":
@@ -523,12 +822,15 @@ def _set_classes(config: Config, examples: Examples) -> None:
         )
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to; None for plain float32."""
+def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
+    """The dtype to autocast to, None for none; and that of the weights."""
     if name == "auto":
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bfloat16 else None
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        name = "bfloat16" if has_bfloat16 else "float32"
+    if name == "float64":
+        return None, torch.float64
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return low.get(name), torch.float32
 
 
 def _summary_writer() -> Any:
