@@ -6,19 +6,18 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from inkdrop.environment import processor
+from inkdrop.environment import package_version, processor
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json; every figure stands beside what produced it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write NAME.json into benchmarks/results; every figure stands beside what produced it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     content = {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -29,7 +28,10 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("inkdrop", "torch", "numpy", "scikit-learn")},
+            **{
+                name: package_version(name)
+                for name in ("inkdrop", "torch", "numpy", "scikit-learn")
+            },
         },
         **figures,
     }

@@ -134,6 +134,17 @@ def test_a_run_is_examined(
     assert "none is whole" in found["findings"][0]["mend"]
 
 
+def test_why_checks_could_not_be_made_is_told_once(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    max(copy.glob("checkpoints/*/ema.safetensors")).write_bytes(b"")
+    assert cli.run(["doctor", str(copy)]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("not checked without the weights") == 1
+    assert text.count("not checked, for the same reason") > 3
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [

@@ -135,7 +135,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # "meta", for one, has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InkdropError(

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import InkdropError
+from .errors import InkdropError, is_full
 
 FORMAT_VERSION = 2
 PARTS = ("weights", "ema", "optimizer")
@@ -124,7 +124,9 @@ def check_finite(part: str, tensors: dict[str, Tensor], exempt: frozenset[str]) 
             bad = int((~tensor.isfinite()).sum())
             raise NonFiniteError(
                 f"{name} of the {part} holds {bad:,} value{'s' if bad > 1 else ''} of "
-                f"{tensor.numel():,} that are not finite numbers: the checkpoint was not written"
+                f"{tensor.numel():,} that are not finite numbers: the checkpoint was not written, "
+                "and what was saved before stands; try a lower --training.learning-rate in a new "
+                "--out folder"
             )
 
 
@@ -142,11 +144,10 @@ def telling_what_stands(folder: Path, step: int) -> Iterator[None]:
         kept = (
             f"the checkpoint before it, {before}, is whole" if before else "there was none before"
         )
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise InkdropError(
             f"could not write the checkpoint {folder / _name(step)}: {error.strerror or error}; "
-            f"{kept}; {'make room' if full else 'mend that'} and give the same command again to "
-            "go on"
+            f"{kept}; {'make room' if is_full(error) else 'mend that'} and give the same command "
+            "again to go on"
         ) from error
     finally:
         shutil.rmtree(_temporary(folder, step), ignore_errors=True)
@@ -451,9 +452,25 @@ def check_version(path: Path, content: dict[str, Any]) -> None:
         )
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: one of writing, as of a full disk, does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process was writing this."""
+    return path.name.startswith(_WRITING)
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import say
-from .errors import InkdropError, unknown_name
+from .errors import InkdropError, is_full, unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,8 @@ def run(arguments: Sequence[str]) -> int:
         _fail(str(error))
         return error.exit_code
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        mend = "; make room and give the same command again" if is_full(error) else ""
+        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + mend)
     except KeyboardInterrupt:
         print("inkdrop: stopped", file=sys.stderr)  # noqa: T201
         return 130

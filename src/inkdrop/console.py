@@ -9,11 +9,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+_WARNING = "warning:"
+
 
 def say(console: Console | None, text: str) -> None:
-    """Print text as it is, with no markup read into paths and no lines broken; None is silent."""
+    """Print text as it is, with no markup read into paths and no lines broken; None is silent.
+
+    In a terminal, "warning:" at its beginning is yellow.
+    """
     if console is not None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        from rich.text import Text
+
+        shown = Text(text)
+        if text.startswith(_WARNING):
+            shown.stylize("yellow", 0, len(_WARNING))
+        console.print(shown, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """ "80 s", "9.5 min", "2.3 h", "4.1 days": about how long something takes."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def counted(count: int, noun: str) -> str:

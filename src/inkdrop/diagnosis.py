@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .build import build_denoiser, build_schedule
-from .checkpoint import read_checkpoint, read_manifest
+from .checkpoint import Damaged, read_checkpoint, read_manifest
 from .data.examples import Examples, to_x_start
 from .data.streaming import StreamedImages
 from .diffusion import objectives
@@ -102,7 +102,8 @@ def check_checkpoints(folder: Path) -> Finding:
             read_checkpoint(path, tuple(dict.fromkeys(_part(file) for file in files)))
             whole.append(path.name)
         except InkdropError as error:
-            damaged.append(str(error))
+            what = f"{path.name}: {error.what}" if isinstance(error, Damaged) else str(error)
+            damaged.append(what)
     aside = [path.name for path in sorted(folder.glob("damaged-*"))]
     name = "checkpoints"
     if damaged:
@@ -119,7 +120,7 @@ def check_checkpoints(folder: Path) -> Finding:
             name,
             False,
             f"{', '.join(aside)} set aside as damaged; {len(whole)} whole",
-            "training has gone on without; look at the disk, then delete "
+            "training has gone on without it; look at the disk, then delete "
             f"{folder / aside[0] if len(aside) == 1 else folder / 'damaged-*'}",
         )
     return Finding(name, True, f"{len(whole)} whole, the newest {whole[-1]}" if whole else "none")
@@ -342,7 +343,7 @@ def _schedule(seen: _Evidence) -> Finding:
         schedule = build_schedule(seen.run.config.schedule)
     last = schedule.alphas_cumprod[-1].item()
     said = [w for w in caught if issubclass(w.category, ScheduleWarning)]
-    evidence = f"ᾱ at the end is {last:.2g}, {math.sqrt(last):.1%} of the amplitude"
+    evidence = f"ᾱ at the end is {last:.2g}, {100 * math.sqrt(last):.2g}% of the amplitude"
     if said:
         return _wrong(
             f"{evidence}, but samples start from pure noise"

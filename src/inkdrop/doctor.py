@@ -22,7 +22,7 @@ from rich.text import Text
 
 from .build import augmentation_of, build_denoiser, build_network, choose_device
 from .config import Config, UNetConfig
-from .console import say
+from .console import duration, say
 from .data.images import image_size
 from .diagnosis import Finding, check_checkpoints, diagnose
 from .diffusion import objectives
@@ -59,8 +59,9 @@ class _Findings:
     def show(self, console: Console, well: str) -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, fact in self.facts.items():
-            table.add_row(name, Text(fact))
+            table.add_row(Text(name, style="dim"), Text(fact))
         console.print(table)
+        say(console, "")
         for fault in self.faults:
             _mark(console, False, fault)
         if not self.faults:
@@ -358,7 +359,7 @@ def _needs(config: Config, device: torch.device, trial: bool, console: Console |
                 measured = timed(config, image)
             memory, whole = measured.memory, "all of training at its peak"
             facts["speed"] = (
-                f"{measured.images_per_second:,.0f} images/s: {_duration(measured.seconds)} for "
+                f"{measured.images_per_second:,.0f} images/s: {duration(measured.seconds)} for "
                 f"{config.training.steps:,} steps of {config.training.batch_size}"
             )
         except torch.OutOfMemoryError:
@@ -396,13 +397,6 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 # A run
 
 
@@ -433,18 +427,24 @@ def _examine_run(path: Path, options: DoctorOptions, console: Console) -> int:
         )
         return 1 if wrong else 0
     _show(findings, console)
+    say(console, "")
     for finding in wrong:
         _mark(console, False, f"{finding.name}: {finding.mend}")
     if not wrong:
         unknown = sum(finding.ok is None for finding in findings)
         but = f", as far as {len(findings) - unknown} of {len(findings)} checks tell"
-        say(console, "")
         _mark(console, True, f"nothing is wrong with {path}{but if unknown else ''}")
     return 1 if wrong else 0
 
 
 def _show(findings: list[Finding], console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
+    told = set()
     for finding in findings:
-        table.add_row(_MARKS[finding.ok], finding.name, Text(finding.evidence))
+        evidence = finding.evidence
+        if finding.ok is None and evidence in told:
+            evidence = "not checked, for the same reason"
+        told.add(evidence)
+        name = Text(finding.name, style="" if finding.ok is False else "dim")
+        table.add_row(_MARKS[finding.ok], name, Text(evidence))
     console.print(table)

@@ -1,8 +1,9 @@
-"""The one exception for a user's mistake, and the sentence for a name that is not known."""
+"""The one exception for a user's mistake, and what several places say alike."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -14,6 +15,11 @@ class InkdropError(ValueError):
     """
 
     exit_code = 2
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it is for want of room on a disk."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InkdropError:

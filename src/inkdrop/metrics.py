@@ -7,34 +7,36 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import replace_synced
+from .checkpoint import naming, replace_synced
 
 TIMESTEP_BINS = 10
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off by a crash is left out."""
+    """The rows of a metrics file; a line that was cut off by a crash or damaged is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """Add a row."""
-    with open(path, "a") as file:
+    with naming(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def sync_metrics(path: Path) -> None:
     """Wait until the rows are on the disk: a checkpoint must not outlive those before it."""
     if path.exists():
-        with open(path, "ab") as file:
+        with naming(path), open(path, "ab") as file:
             os.fsync(file.fileno())
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +30,7 @@ T = TypeVar("T")
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 _FOREVER = timedelta(days=365)
 _JOINING = timedelta(minutes=5)
+_LOOKS = 0.01  # seconds between looks for those that join
 _COLLECTIVE = timedelta(minutes=30)  # a collective that takes longer is lost
 
 
@@ -253,7 +257,8 @@ def _join() -> Processes:
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        store, _, _ = next(iter(rendezvous("env://", timeout=_JOINING)))
+        where = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+        store = _unused(PrefixStore("inkdrop", _connected(*where, rank, size)), rank, size)
         dist.init_process_group(
             backend,
             store=PrefixStore("torch", store),
@@ -271,10 +276,49 @@ def _join() -> Processes:
     return Processes(rank, size, local_rank, local_size, PrefixStore("inkdrop", store))
 
 
+@cache
+def _connected(*job: str | int | None) -> Any:
+    """The store of a job that the environment tells of too; once, for torch may hang the next time.
+
+    Seen in some hundred connections: the launcher's store does not answer a new one.
+    """
+    store, _, _ = next(iter(rendezvous("env://", timeout=_JOINING)))
+    return store
+
+
+def _unused(store: Any, rank: int, size: int) -> Any:
+    """A part of a store in which nothing is left of an earlier start.
+
+    torchrun keeps the store when it starts its processes again, where the addresses of those that
+    ended would be taken for those of the new ones. So the first process names every start, and
+    answers the others' questions, which are new each time: those of before wait for no answer.
+
+    Raises:
+        RuntimeError: if some do not come.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"asked/{rank}", name)
+        store.wait([f"answered/{name}"], _JOINING)
+        name = store.get(f"answered/{name}").decode()
+        store.set(f"joined/{name}/{rank}", "")
+        return PrefixStore(name, store)
+    missing, until = list(range(1, size)), time.monotonic() + _JOINING.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"asked/{other}"]):
+                store.set(f"answered/{store.get(f'asked/{other}').decode()}", name)
+        missing = [other for other in missing if not store.check([f"joined/{name}/{other}"])]
+        if missing and time.monotonic() > until:
+            raise RuntimeError(f"of the others {missing} did not come within {_JOINING}")
+        time.sleep(_LOOKS)
+    return PrefixStore(name, store)
+
+
 def _found() -> Processes:
     """The process group that the program made."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = _get_default_store()
+    store = _unused(PrefixStore("inkdrop", _get_default_store()), rank, size)
     return Processes(
         rank,
         size,

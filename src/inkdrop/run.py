@@ -3,6 +3,7 @@
 RUN/config.json         the configuration
 RUN/environment.json    versions, machine and command of every session that trained it
 RUN/checkpoints/        step-…/: weights, averaged weights, optimizer; the newest, and the best
+                        damaged-…/: one that is not as it was written, set aside
 RUN/.training.lock      held by whoever trains in it
 RUN/metrics.jsonl       one JSON object a line
 RUN/data.json           what the images were found to be, which were skipped, what was done to them
@@ -107,7 +108,7 @@ class Run:
         return self.load_denoiser("ema")
 
     def load_denoiser(self, weights: str = "ema") -> Denoiser:
-        """A denoiser with the "ema" or the "raw" weights of the newest checkpoint."""
+        """A denoiser with the "ema" or the "raw" weights of the run's checkpoint."""
         if weights not in WEIGHTS:
             raise InkdropError(f"weights must be ema or raw, got {weights!r}")
         part = WEIGHTS[weights]
@@ -167,7 +168,7 @@ class Run:
         content = _json(file)
         if content["step"] != self.step:
             raise InkdropError(
-                f"{file} was fitted to step {content['step']:,}, but the newest checkpoint is of "
+                f"{file} was fitted to step {content['step']:,}, but the checkpoint is of "
                 f"step {self.step:,}; `inkdrop fit {self.path}` fits it again"
             )
         if kind == "fitted-path":
@@ -252,7 +253,7 @@ def read_config(path: Path) -> Config:
         values = content["config"]
     except (ValueError, KeyError, TypeError):
         raise InkdropError(
-            f"{file} is damaged or not inkdrop's: it holds no configuration"
+            f"{file} is damaged or not inkdrop's: it holds no configuration; put a copy of it back"
         ) from None
     check_version(file, content)
     try:
@@ -312,7 +313,13 @@ def read_environment(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     if not file.exists():
         return {"sessions": []}
-    content: dict[str, Any] = json.loads(file.read_bytes())
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+        content["sessions"][:]
+    except (ValueError, KeyError, TypeError):
+        raise InkdropError(
+            f"{file} is damaged: it holds no sessions; delete it, nothing depends on it"
+        ) from None
     return content
 
 

@@ -1,7 +1,8 @@
-"""Several processes train as one: the same weights, whatever their number, and they end together."""
+"""Several processes train as one: the same weights however many, and they end together."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import inkdrop
 from inkdrop.checkpoint import newest_checkpoint, read_checkpoint
 from inkdrop.config import Config, LoggingConfig, ScheduleConfig, TrainingConfig, UNetConfig
 from inkdrop.data.images import ImageSet, Source
-from inkdrop.training.trainer import train
+from inkdrop.training.trainer import Trainer, train
 
 STEPS = 50
 
@@ -126,8 +127,9 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     assert figures(tmp_path / "float64") == pytest.approx(figures(alone / "float64"), rel=1e-10)
     assert figures(tmp_path / "fsdp") == pytest.approx(figures(alone / "float64"), rel=1e-10)
     picture = "samples/training/step-00000025.png"
+    drawn = (alone / "float64" / picture).read_bytes()
     for made in ("float64", "fsdp"):
-        assert (tmp_path / made / picture).read_bytes() == (alone / "float64" / picture).read_bytes()
+        assert (tmp_path / made / picture).read_bytes() == drawn
 
     # One was told to stop: all did, after the same step, and another number of them goes on.
     assert inkdrop.load(tmp_path / "stopped").step == 24
@@ -138,8 +140,16 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_of_one_goes_on_with_four(alone: Path, tmp_path: Path) -> None:
-    half = config(accumulation=4)
-    on_processes(1, tmp_path, (tmp_path / "run", half, 20))
+    half = Trainer(config(accumulation=4), tmp_path / "run", source=source())
+    train_step = half.train_step
+
+    def watched() -> None:
+        train_step()
+        if half.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    half.train_step = watched  # type: ignore[method-assign]
+    half.run()
     assert inkdrop.load(tmp_path / "run").step == 20
     on_processes(4, tmp_path, (tmp_path / "run", config(accumulation=2), None))
     assert largest_difference(alone / "float64", tmp_path / "run") < 1e-10

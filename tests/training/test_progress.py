@@ -37,7 +37,7 @@ def test_elsewhere_a_line_comes_now_and_then_and_at_the_end(
     lines = shown(False, [0.0], monkeypatch).splitlines()
     assert lines == [
         "step 200/1,000 · loss 0.2500 · 1,234 images/s · 80 s left",
-        "step 1,000/1,000 · loss 0.2500 · 1,234 images/s · 0 s left",
+        "step 1,000/1,000 · loss 0.2500 · 1,234 images/s · in 30 s",
         "half way",
     ]
 

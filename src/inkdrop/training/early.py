@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..sharded_files import local
 
 LOOKS = (0.01, 0.05, 0.25)  # of training
+SHORTEST = 200  # steps of training; one of fewer is over before a look would save anything
 _YOUNG = 200  # steps before which samples may look like anything
 _AT_AN_END, _ALMOST_ALL = 0.99, 0.999  # of [-1, 1] and of an image's values, for black and white
 _FLAT = 0.1  # of the data's spread within an image: one colour

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..checkpoint import newest_checkpoint, newest_whole
+from ..checkpoint import is_leftover, newest_checkpoint, newest_whole
 from ..config import Config, differences
 from ..errors import InkdropError
 from ..run import read_config
@@ -25,6 +25,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / _LOCK)
+        self._was_empty = False
 
     def checkpoint_to_resume(
         self, config: Config, resume: str, note: Callable[[str], None]
@@ -44,7 +45,8 @@ class RunFolder:
         out = self.path
         if out.exists() and not out.is_dir():
             raise InkdropError(f"{out} is a file; choose another --out folder")
-        if not out.exists() or not any(path.name != _LOCK for path in out.iterdir()):
+        self._was_empty = self._is_empty()
+        if self._was_empty:
             return None
         if not (out / "config.json").exists():
             raise InkdropError(f"{out} is not empty and holds no run; choose another --out folder")
@@ -67,7 +69,7 @@ class RunFolder:
         """Let no other training work in the folder, until this process lets go or ends.
 
         Raises:
-            InkdropError: where another one is at work.
+            InkdropError: where another one is at work, or has begun a run since this one looked.
         """
         if self._lock.is_locked:
             return
@@ -81,7 +83,19 @@ class RunFolder:
             ) from None
         except NotImplementedError:
             pass  # a file system without locks
+        if self._was_empty and not self._is_empty():
+            self.let_go()
+            raise InkdropError(
+                f"another training has begun in {self.path} meanwhile: give the same command again "
+                "to go on with it, or choose another --out folder"
+            )
 
     def let_go(self) -> None:
         """Let other trainings work in the folder."""
         self._lock.release()
+
+    def _is_empty(self) -> bool:
+        """Whether there is nothing but what a process leaves that is killed as it starts."""
+        if not self.path.exists():
+            return True
+        return all(path.name == _LOCK or is_leftover(path) for path in self.path.iterdir())

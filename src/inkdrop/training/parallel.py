@@ -12,6 +12,7 @@ Nothing else in inkdrop knows one from the other. The order of things:
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -73,6 +74,8 @@ class Parallel:
             self._mesh = init_device_mesh(device.type, (processes.size,))
         self.place(network)
         if processes.size > 1 and not self.sharded and _trains(network):
+            # Of 1×1 convolutions, whose strides mean nothing; all it costs is a copy of these.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             self.module = DistributedDataParallel(
                 network,
                 find_unused_parameters=unused,

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..console import say
+from ..console import duration, say
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -59,7 +59,9 @@ class TrainingProgress:
         ):
             self._last_line = now
             seconds_per_step = (now - self._began) / max(1, step - self._first)
-            left = f"{seconds_per_step * (self.total - step):,.0f} s left"
+            left = f"{duration(seconds_per_step * (self.total - step))} left"
+            if step == self.total:
+                left = f"in {duration(now - self._began)}"
             self.say(f"step {step:,}/{self.total:,} · {figures} · {left}")
 
     def say(self, message: str) -> None:

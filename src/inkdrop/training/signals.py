@@ -67,6 +67,10 @@ def _leaving_when_stuck(heard: threading.Event, grace: float | None) -> Iterator
     def watch() -> None:
         while number := reading.recv(1):
             if number[0] in STOP_SIGNALS and not heard.wait(grace):
+                name = signal.Signals(number[0]).name
+                told = f"inkdrop: stopped by {name}, though stuck for {grace:g} s, as when another "
+                told += "process does not answer; the same command goes on from the last checkpoint"
+                os.write(2, f"{told}\n".encode())
                 os._exit(128 + number[0])
 
     watching = threading.Thread(target=watch, name="inkdrop-signals", daemon=True)

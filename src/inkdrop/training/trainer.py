@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..metrics import append_metrics, rewind_metrics, sync_metrics
 from ..networks.embedding import Condition, rows_of
-from ..processes import current, joined, launched, telling_of_lost_processes
+from ..processes import ProcessLost, current, joined, launched, telling_of_lost_processes
 from ..randomness import generator, normal, torch_seeded
 from ..ranges import range_mistake
 from ..run import (
@@ -55,7 +55,7 @@ from ..run import (
     write_example,
 )
 from .deterministic import cost, deterministic
-from .early import WeightsWatch, due, initial_share, look
+from .early import SHORTEST, WeightsWatch, due, initial_share, look
 from .ema import EMA
 from .folder import RunFolder
 from .guards import (
@@ -166,10 +166,18 @@ class Trainer:
         self._signalled = 0
         self._parent = os.getppid()
         self.folder = RunFolder(self.out)
-        self.resumed_from = self.processes.on_first(
-            lambda: self.folder.checkpoint_to_resume(config, resume, self._say)
-        )
+        try:
+            self.resumed_from = self.processes.on_first(
+                lambda: self.folder.checkpoint_to_resume(config, resume, self._say)
+            )
+            self._set_up(source, loaded, network)
+        except BaseException:
+            self.folder.let_go()  # whoever catches it may keep this object alive
+            raise
 
+    def _set_up(self, source: Any, loaded: Loaded | None, network: nn.Module | None) -> None:
+        """Load the data and build what is trained on them, as it was left."""
+        config = self.config
         self.device = choose_device(config.training.device)
         self.autocast_dtype, self.dtype = _precision(config.training.precision, self.device)
         with self.processes.one_here_first("data"):
@@ -273,9 +281,9 @@ class Trainer:
             self._say(f"{self.out} is finished: {self.step:,} of {self.total:,} steps are done")
             self.folder.let_go()
             return
-        self.processes.on_first(self._prepare_folder)
         grace = _GRACE.get(self.device.type) if self.processes.size > 1 else None
         try:
+            self.processes.on_first(self._prepare_folder)
             with (
                 deterministic(self.config.training.deterministic),
                 handling_stop_signals(self._stop, patient=launched(), grace=grace),
@@ -285,7 +293,11 @@ class Trainer:
                 self._train()
         finally:
             self.folder.let_go()
-        self.processes.wait_for_all(f"trained {self.out} to {self.step}")
+        try:
+            self.processes.wait_for_all(f"trained {self.out} to {self.step}")
+        except ProcessLost:
+            if self.stopped_by is None or not self._launcher_is_gone:
+                raise  # else the place to meet went with it, and all is saved
         if self.stopped_by is not None and self.step < self.total:
             self._say(
                 f"stopped by {self.stopped_by.name} after {self.step:,} of {self.total:,} steps; "
@@ -323,20 +335,20 @@ class Trainer:
                 try:
                     self.train_step()
                 except TrainingDiverged as diverged:
-                    self._recover(diverged)
-                    window_began, window_first = time.monotonic(), self.step
-                    continue
+                    if self._recover(diverged) == "rollback":
+                        window_began, window_first = time.monotonic(), self.step
+                        continue
                 now = time.monotonic()
                 self.seconds = seconds_before + now - began
                 if self.step % logging.metrics_every == 0 or self.step == self.total:
                     images = (self.step - window_first) * self.stream.batch_size
                     rate = images / (now - window_began)
-                    if self.window.steps:
+                    if self.window.steps:  # else all were skipped, and the next row tells of it
                         row = self._metrics_row(rate, now - window_began)
                         self._log(row, board)
                         self.progress.update(self.step, row["loss"], rate)
-                    self.window, window_began, window_first = LossWindow(), now, self.step
-                    self.waited = 0.0
+                        self.window = LossWindow()
+                    window_began, window_first, self.waited = now, self.step, 0.0
                 held_out_loss = None
                 if self._due(logging.held_out_every) and self.held_out is not None:
                     row = self._held_out_row(self.held_out)
@@ -357,8 +369,7 @@ class Trainer:
             if self.step != self._saved_step:
                 self._write_checkpoint()
         except BaseException:
-            with suppress(InkdropError):
-                self.saver.wait()  # what is being written is finished
+            self.saver.finish()
             raise
         finally:
             self.progress.close()
@@ -394,6 +405,10 @@ class Trainer:
         if self.processes.size == 1:
             self.stopped_by = number
 
+    @property
+    def _launcher_is_gone(self) -> bool:
+        return launched() and os.getppid() != self._parent
+
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total)
 
@@ -422,6 +437,8 @@ class Trainer:
             group["lr"] = learning_rate
 
         self.network.train()
+        may_skip = self.nonfinite.choice == "skip"
+        buffers = [b.clone() for b in self.network.buffers()] if may_skip else []
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
         size = len(x_start) // self.accumulation
@@ -448,7 +465,7 @@ class Trainer:
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
         if is_fault(losses, norm, scale):
             self.scaler.update()
-            raise self._diverged(
+            diverged = self._diverged(
                 losses,
                 t,
                 norm,
@@ -456,6 +473,9 @@ class Trainer:
                 scale,
                 lambda plain: self._objective(plain, x_start, t_device, noise, condition),
             )
+            for buffer, before in zip(self.network.buffers(), buffers, strict=False):
+                buffer.copy_(before)
+            raise diverged
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.network, step)
@@ -485,8 +505,8 @@ class Trainer:
         if self.processes.size == 1:
             self._save_now = save
             return losses.cpu()
-        if launched() and os.getppid() != self._parent:
-            self._signalled = self._signalled or int(signal.SIGTERM)  # the launcher is no more
+        if self._launcher_is_gone:
+            self._signalled = self._signalled or int(signal.SIGTERM)
         told = losses.new_tensor([self._signalled, save])
         said = self.processes.gather_equal(torch.cat([losses, told])[None]).cpu()
         if number := int(said[:, -2].max()):
@@ -542,8 +562,11 @@ class Trainer:
             rows = self.stream.batch_size // (self.processes.size * self.accumulation)
             raise out_of_memory(error, self.device, rows, self.accumulation) from error
 
-    def _recover(self, diverged: TrainingDiverged) -> None:
+    def _recover(self, diverged: TrainingDiverged) -> str:
         """Skip the step that could not be taken, or go back, as `on_nonfinite` says.
+
+        Returns:
+            "skip" or "rollback".
 
         Raises:
             TrainingDiverged: where it says stop, or neither has helped.
@@ -567,6 +590,7 @@ class Trainer:
             self.nonfinite.restore(policy)
             self.processes.on_first(lambda: rewind_metrics(self.out / "metrics.jsonl", self.step))
         self.progress.say(f"warning: {decision.message}")
+        return decision.action
 
     def _diverged(
         self,
@@ -668,7 +692,7 @@ class Trainer:
                 "ddim",
                 min(steps, self.denoiser.schedule.timesteps),
                 condition=cycled_classes(self.config, first, share),
-                batch_size=self.stream.batch_size,
+                batch_size=self.stream.batch_size if self.train_set.noun == "image" else None,
                 first_index=first,
             )
         return self.processes.gather_equal(x)[:count].cpu()
@@ -699,7 +723,7 @@ class Trainer:
     def _look_early(self, fraction: float) -> None:
         """Warn of what is wrong for certain with a few samples, or of weights that stand still."""
         found = [self.watch.look(self.network, self.ema.network)] if self.watch else []
-        if self._pictured:
+        if self._pictured and self.total >= SHORTEST:
             images = self.train_set.noun == "image"
             x = self._sampled(_LOOKED_AT if images else _PREVIEW_POINTS, _STEPS_TO_LOOK)
             found += look(x, to_x_start(self._some_data()), self.step, fraction)
