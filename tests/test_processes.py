@@ -13,17 +13,26 @@ import torch.distributed as dist
 
 import inkdrop.processes
 from inkdrop.errors import InkdropError
+from inkdrop.launcher import launched, rank_told
 from inkdrop.processes import (
     Processes,
     ProcessLost,
     current,
     joined,
-    launched,
-    rank_told,
     telling_of_lost_processes,
 )
 
 ALONE = Processes()
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "RANK"])
+def test_nonsense_in_the_environment_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.setenv(name, "x" if name == variable else "2")
+    with pytest.raises(InkdropError, match=f"{variable} must be a whole number.*got 'x'"):
+        rank_told()
 
 
 def test_one_alone_gives_back_what_it_is_given() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import say
 from .errors import InkdropError, is_full, unknown_name
+from .launcher import launched, rank_told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,17 +81,12 @@ class _SaidElsewhere(InkdropError):
     """A mistake that another process of the job has told already."""
 
 
-def _rank() -> int:
-    """Which of a job's processes this is, 0 for one alone; known without torch."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
-
-
 def _command(name: str, arguments: list[str]) -> int:
     """Run a command, in all processes that torchrun started where it can be shared."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         return _COMMANDS[name](arguments)
     if name not in _SHARED:
-        if _rank():
+        if rank_told():
             return 0
         print(f"inkdrop: {name} works in one process; the others leave", file=sys.stderr)  # noqa: T201
         return _COMMANDS[name](arguments)
@@ -108,7 +104,8 @@ def _command(name: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    speaker = f"inkdrop (process {_rank()})" if _rank() else "inkdrop"
+    rank = os.environ.get("RANK", "0")
+    speaker = "inkdrop" if rank == "0" else f"inkdrop (process {rank})"
     print(f"{speaker}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return 2
 
@@ -422,7 +419,7 @@ def _named(options: Any) -> dict[str, Any]:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    if _rank():
+    if rank_told():
         return  # the first process warns for all
     print(f"inkdrop: warning: {message}", file=sys.stderr)  # noqa: T201
 
@@ -430,7 +427,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(quiet=bool(_rank()))  # the first process speaks for all
+    return Console(quiet=bool(rank_told()))  # the first process speaks for all
 
 
 def _print(text: str) -> None:

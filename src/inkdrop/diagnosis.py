@@ -95,17 +95,18 @@ def diagnose(
 
 def check_checkpoints(folder: Path) -> Finding:
     """Hold every checkpoint in RUN/checkpoints against the sizes and hashes written with it."""
+    name = "checkpoints"
     whole, damaged = [], []
     for path in sorted(folder.glob("step-*")):
         try:
             files = read_manifest(path)["files"]
             read_checkpoint(path, tuple(dict.fromkeys(_part(file) for file in files)))
             whole.append(path.name)
-        except InkdropError as error:
-            what = f"{path.name}: {error.what}" if isinstance(error, Damaged) else str(error)
-            damaged.append(what)
+        except Damaged as error:
+            damaged.append(f"{path.name}: {error.what}")
+        except InkdropError as error:  # not ours, or of a newer version: training refuses it too
+            return Finding(name, False, str(error), "move it away, or use what wrote it")
     aside = [path.name for path in sorted(folder.glob("damaged-*"))]
-    name = "checkpoints"
     if damaged:
         return Finding(
             name,

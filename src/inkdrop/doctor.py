@@ -28,9 +28,10 @@ from .diagnosis import Finding, check_checkpoints, diagnose
 from .diffusion import objectives
 from .environment import describe, device_name, package_version
 from .errors import InkdropError, unknown_name
+from .launcher import launched, rank_told
 from .options import DoctorOptions
 from .presets import PRESETS, preset
-from .processes import joined, launched, rank_told
+from .processes import joined
 from .randomness import normal, torch_seeded
 from .round_trip import between_two_processes, measure
 from .run import load, read_config

@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from .errors import InkdropError
+from .launcher import launched, number, rank_told
 
 T = TypeVar("T")
 
@@ -204,16 +205,6 @@ def current() -> Processes:
     return _current
 
 
-def launched() -> bool:
-    """Whether torchrun, or what is like it, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def rank_told() -> int:
-    """This process's rank by its environment, before anything is joined."""
-    return int(os.environ["RANK"]) if launched() else 0
-
-
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Inside, this process is one of its job: as torchrun says, or alone where nothing was said.
@@ -243,9 +234,8 @@ def joined() -> Iterator[Processes]:
 
 
 def _join() -> Processes:
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    rank, size = rank_told(), number("WORLD_SIZE", 1)
+    local_rank, local_size = number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", size)
     backend = "gloo"
     if torch.cuda.is_available():
         if local_size > torch.cuda.device_count():
@@ -322,8 +312,8 @@ def _found() -> Processes:
     return Processes(
         rank,
         size,
-        int(os.environ.get("LOCAL_RANK", rank)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        number("LOCAL_RANK", rank),
+        number("LOCAL_WORLD_SIZE", size),
         PrefixStore("inkdrop", store),
     )
 

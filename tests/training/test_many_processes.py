@@ -196,3 +196,36 @@ def test_a_mistake_of_all_is_told_once(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("a batch of 33 cannot be shared evenly by 2 processes") == 1
     assert not (tmp_path / "run").exists()
+
+
+DYING = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_many_processes import config, source
+from inkdrop.processes import joined
+from inkdrop.training.trainer import Trainer
+
+with joined() as processes:
+    trainer = Trainer(config(), sys.argv[1], source=source())
+    step = trainer.train_step
+    def dying():
+        first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first_start and processes.rank == 0 and trainer.step == 25:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step()
+    trainer.train_step = dying
+    trainer.run()
+"""
+
+
+def test_a_job_that_lost_a_process_is_started_again_and_ends_the_same(
+    alone: Path, tmp_path: Path
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(DYING)
+    out, here = str(tmp_path / "run"), str(Path(__file__).parent)
+    done = launched(2, "--max-restarts", "1", str(worker), out, here)
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(alone / "float64", tmp_path / "run") < 1e-10
+    sessions = inkdrop.load(tmp_path / "run").environment["sessions"]
+    assert [session["first_step"] for session in sessions] == [0, 20]

@@ -41,9 +41,10 @@ from ..diffusion.samplers import sample
 from ..diffusion.timestep_sampling import timestep_sampler
 from ..environment import describe, device_name
 from ..errors import InkdropError
+from ..launcher import launched
 from ..metrics import append_metrics, rewind_metrics, sync_metrics
 from ..networks.embedding import Condition, rows_of
-from ..processes import ProcessLost, current, joined, launched, telling_of_lost_processes
+from ..processes import ProcessLost, current, joined, telling_of_lost_processes
 from ..randomness import generator, normal, torch_seeded
 from ..ranges import range_mistake
 from ..run import (
