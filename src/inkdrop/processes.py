@@ -29,6 +29,9 @@ from .launcher import launched, number, rank_told
 T = TypeVar("T")
 
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+# gloo's threads drop the last tensors a little after they were reduced, which takes Python's lock;
+# where the interpreter is torn down meanwhile, one of them aborts the process.
+_LETTING_GO = 0.2  # seconds
 _FOREVER = timedelta(days=365)
 _JOINING = timedelta(minutes=5)
 _LOOKS = 0.01  # seconds between looks for those that join
@@ -230,6 +233,7 @@ def joined() -> Iterator[Processes]:
         # After a failure others may be waiting in a collective: closing it properly would wait too.
         if own and ended_well:
             dist.destroy_process_group()
+            time.sleep(_LETTING_GO)
         _current = Processes()
 
 
