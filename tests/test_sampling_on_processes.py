@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import inkdrop
+from inkdrop.config import UNetConfig
 from inkdrop.diffusion.fitting import measure_terms
 from inkdrop.diffusion.likelihood import bits_per_dim, ode_likelihood
 from inkdrop.diffusion.oracle import GaussianMixture
@@ -31,6 +32,14 @@ from inkdrop.sharing import check_same_step, first_does, gathering, idle_note, o
 
 IMAGES: dict[str, Any] = {"n": 66, "batch_size": 18, "sampler": "ancestral", "steps": 3, "seed": 4}
 POINTS: dict[str, Any] = {"n": 11, "batch_size": 4, "steps": 4, "trajectory": True}
+GUIDED: dict[str, Any] = {
+    "n": 44,
+    "batch_size": 9,
+    "steps": 3,
+    "classes": ["all"],
+    "guidance": 2.0,
+    "guidance_interval": [5, 19],
+}
 ONE_BATCH: dict[str, Any] = {"n": 3, "steps": 2}
 BOUND: dict[str, Any] = {"n": 13, "batch_size": 4, "terms": 3, "seed": 2}
 ODE: dict[str, Any] = {"n": 5, "batch_size": 2, "ode": True}
@@ -53,6 +62,8 @@ with joined() as processes:
     assert (made / "samples.json").exists()  # for each process, as soon as the call is over
     write_samples(images, **options["one batch"])
     write_samples(points, out=place / "two" / "points", **options["points"])
+    told = inkdrop.load(place / "told", device="cpu")
+    write_samples(told, out=place / "two" / "told", **options["guided"])
     write_likelihood(images, **options["bound"])
     write_likelihood(points, **options["ode"])
     write_fit(images, **options["fit"])
@@ -110,6 +121,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def told_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of digits that is told their classes; not to be changed."""
+    config = inkdrop.presets.digits()
+    config.conditional, config.label_dropout = True, 0.3
+    config.schedule.timesteps = 20
+    config.network = UNetConfig(channels=4, multipliers=(1, 2), blocks=1)
+    config.training.steps, config.logging.samples_every = 6, 0
+    return inkdrop.train(config, tmp_path_factory.mktemp("told") / "run", progress=False).path
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Sums in the order in which a process of one thread makes them."""
@@ -121,14 +143,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_make_what_one_makes(
-    finished_run: Path, points_run: Path, tmp_path: Path
+    finished_run: Path, points_run: Path, told_run: Path, tmp_path: Path
 ) -> None:
     for place in ("job", "alone"):
+        shutil.copytree(told_run, tmp_path / place / "told")
         shutil.copytree(finished_run, tmp_path / place / "images")
         shutil.copytree(points_run, tmp_path / place / "points")
     options = {
         "images": IMAGES,
         "points": POINTS,
+        "guided": GUIDED,
         "one batch": ONE_BATCH,
         "bound": BOUND,
         "ode": ODE,
@@ -141,7 +165,12 @@ def test_two_processes_make_what_one_makes(
     images = inkdrop.load(tmp_path / "alone" / "images", device="cpu")
     points = inkdrop.load(tmp_path / "alone" / "points", device="cpu")
     one = tmp_path / "one"
-    for name, run, asked in (("images", images, IMAGES), ("points", points, POINTS)):
+    told = inkdrop.load(tmp_path / "alone" / "told", device="cpu")
+    for name, run, asked in (
+        ("images", images, IMAGES),
+        ("points", points, POINTS),
+        ("told", told, GUIDED),
+    ):
         alone = contents(write_samples(run, out=one / name, **asked))
         together = contents(job / "two" / name)
         protocols = [json.loads(files.pop("samples.json")) for files in (alone, together)]

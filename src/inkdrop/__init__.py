@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .data.loading import load_data
     from .data.pixels import to_float, to_uint8
     from .data.points import PointSet
-    from .diffusion import forward, objectives, prediction, samplers
+    from .diffusion import editing, forward, guidance, objectives, prediction, samplers
     from .diffusion.denoiser import Denoiser, Estimate
+    from .diffusion.guidance import Guidance
     from .diffusion.likelihood import bits_per_dim, ode_likelihood
     from .diffusion.oracle import GaussianMixture
     from .diffusion.samplers import invert, sample, sample_steps
     from .diffusion.schedule import NoiseSchedule, ScheduleWarning
     from .errors import InkdropError
+    from .evaluating import evaluate
     from .report import pictures, points
     from .report.compare import compare
     from .run import Run, load
@@ -32,7 +34,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "config": "config",
+    "editing": "diffusion.editing",
     "forward": "diffusion.forward",
+    "guidance": "diffusion.guidance",
     "objectives": "diffusion.objectives",
     "pictures": "report.pictures",
     "points": "report.points",
@@ -45,6 +49,7 @@ _HOMES = {
     "Denoiser": "diffusion.denoiser",
     "Estimate": "diffusion.denoiser",
     "GaussianMixture": "diffusion.oracle",
+    "Guidance": "diffusion.guidance",
     "ImageSet": "data.images",
     "InkdropError": "errors",
     "NoiseSchedule": "diffusion.schedule",
@@ -55,6 +60,7 @@ _HOMES = {
     "TrainingDiverged": "training.guards",
     "bits_per_dim": "diffusion.likelihood",
     "compare": "report.compare",
+    "evaluate": "evaluating",
     "invert": "diffusion.samplers",
     "load": "run",
     "load_data": "data.loading",
@@ -71,6 +77,7 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "GaussianMixture",
+    "Guidance",
     "ImageSet",
     "InkdropError",
     "NoiseSchedule",
@@ -81,7 +88,10 @@ __all__ = [
     "TrainingDiverged",
     "bits_per_dim",
     "compare",
+    "editing",
+    "evaluate",
     "forward",
+    "guidance",
     "invert",
     "load",
     "load_data",

@@ -38,16 +38,18 @@ def build_network(
     shape: tuple[int, ...],
     learned_variance: bool = False,
     augmentation_labels: int = 0,
+    null: bool = False,
 ) -> nn.Module:
     """The network of a configuration, for examples of `shape`: (C, H, W), or (D,) for an MLP.
 
-    With a learned variance it has twice the outputs; with augmentation labels it is told these.
+    With a learned variance it has twice the outputs; with augmentation labels it is told these;
+    with null its class or vector may be left out.
     """
     outputs = shape[0] * (2 if learned_variance else 1)
     if isinstance(config, UNetConfig) and len(shape) == 3:
-        return UNet(config, shape[0], (shape[1], shape[2]), outputs, augmentation_labels)
+        return UNet(config, shape[0], (shape[1], shape[2]), outputs, augmentation_labels, null)
     if isinstance(config, MLPConfig) and len(shape) == 1:
-        return MLP(config, shape[0], outputs)
+        return MLP(config, shape[0], outputs, null)
     expected, other = (
         ("images (C, H, W)", "points, such as points-gmm")
         if isinstance(config, UNetConfig)
@@ -84,6 +86,7 @@ def build_denoiser(
             shape,
             config.variance == "learned",
             augmentation_of(config.data).labels,
+            bool(config.label_dropout),
         )
     return Denoiser(
         network,

@@ -218,7 +218,7 @@ def commit(
 ) -> Path:
     """Make what was written into `temporary` a checkpoint, whole from its first instant.
 
-    Then all are removed but this one, the newest `keep`, and the one of the lowest held-out loss.
+    Then all are removed but this one, the newest `keep`, and the best one.
 
     Args:
         files: every file, by its path from `temporary`, as `write_part` and `entry` give them.
@@ -296,15 +296,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint of the lowest held-out loss, or None where none has one."""
-    best, lowest = None, math.inf
+    """The finished checkpoint of the lowest held-out loss, or None where none has one.
+
+    Of the least Fréchet distance instead, where the newest one says so, among those whose samples
+    were measured in the same way.
+    """
+    best, lowest, extractor = None, math.inf, None
     for path in reversed(finished_checkpoints(folder)):
         try:
-            loss = read_manifest(path)["held_out_loss"]
+            manifest = read_manifest(path)
         except InkdropError:
             continue
-        if loss is not None and loss < lowest:
-            best, lowest = path, loss
+        state = manifest["state"]
+        if extractor is None:
+            evaluated = state.get("best_by") == "frechet_distance"
+            extractor = state["extractor"] if evaluated else ""
+        figure = manifest["held_out_loss"]
+        if extractor:
+            figure = state.get("frechet_distance") if state.get("extractor") == extractor else None
+        if figure is not None and figure < lowest:
+            best, lowest = path, figure
     return best
 
 

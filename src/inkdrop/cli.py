@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,8 +32,11 @@ usage: inkdrop COMMAND ...
   train PRESET    train on images, or go on where a run left off
   data check PATH look at images before training on them
   sample RUN      generate images from a run
+  edit RUN …      vary, inpaint, interpolate, colourise or upscale images with a run
+  evaluate RUN    hold samples against real images, and look for copies
   likelihood RUN  measure bits per dimension, term by term
   fit RUN         fit timesteps to a run, for sample --timesteps fitted
+  classifier      train a classifier of the data's own classes, or list what is kept
   report RUN      make a run's pictures and its report.html
   compare RUN …   hold runs against their data and each other
   presets         list what train can start from
@@ -160,6 +165,8 @@ def _train(arguments: list[str]) -> int:
             config.training.deterministic = True
         if options.on_nonfinite is not None:
             config.training.on_nonfinite = options.on_nonfinite
+        if options.evaluate_every is not None:
+            config.logging.evaluate_every = options.evaluate_every
         return options
 
     options = parsed(config)
@@ -257,7 +264,55 @@ def _sample(arguments: list[str]) -> int:
     run = _loaded(path, options)
     made = write_samples(run, **_named(options), console=console)
     what = "images and a grid" if len(run.shape) == 3 else "points"
-    say(console, f"{options.n} {what} are in {made}; next: inkdrop report {path}")
+    n = json.loads((made / "samples.json").read_bytes())["n"]
+    say(console, f"{n} {what} are in {made}; next: inkdrop report {path}")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    path, rest = _run_folder("evaluate", arguments)
+    from .options import EvaluateOptions, parse
+
+    options = parse(
+        EvaluateOptions,
+        rest,
+        "inkdrop evaluate RUN",
+        "Hold samples of a run against real images, and look for copies of them.",
+        EvaluateOptions(),
+    )
+    from .evaluating import write_evaluations
+
+    command = shlex.join(["inkdrop", "evaluate", *arguments])
+    console = _console()
+    write_evaluations(_loaded(path, options), **_named(options), command=command, console=console)
+    say(console, f"kept in {path / 'evaluation.json'}; next: inkdrop report {path}")
+    return 0
+
+
+def _edit(arguments: list[str]) -> int:
+    path, rest = _run_folder("edit", arguments)
+    words = list(takewhile(lambda word: not word.startswith("-"), rest))
+    from .options import EditOptions, parse
+
+    options = parse(
+        EditOptions,
+        rest[len(words) :],
+        "inkdrop edit RUN EDIT IMAGE …",
+        "Change images with a run. EDIT is vary, inpaint, interpolate, reconstruct, colourise or "
+        "upscale. IMAGE is a file, or held-out:3 for one of the run's own held-out images.",
+        EditOptions(),
+    )
+    from .edits import OPERATIONS, PICTURE, write_edit
+
+    if not words:
+        raise InkdropError(
+            f"edit needs to know which: inkdrop edit {path} {' or '.join(OPERATIONS)} IMAGE …"
+        )
+    console = _console()
+    made = write_edit(
+        _loaded(path, options), words[0], words[1:], **_named(options), console=console
+    )
+    say(console, f"kept in {made}; to see it: {made / PICTURE}")
     return 0
 
 
@@ -293,6 +348,57 @@ def _fit(arguments: list[str]) -> int:
     file = write_fit(_loaded(path, options), **_named(options), console=console)
     following = f"inkdrop sample {path} --sampler unipc --steps 10 --timesteps fitted-path"
     say(console, f"kept in {file}; next: {following}")
+    return 0
+
+
+def _classifier(arguments: list[str]) -> int:
+    commands = {"train": _classifier_train, "list": _classifier_list}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print(
+            "usage: inkdrop classifier COMMAND\n\n"
+            "  train PRESET|RUN  train a classifier of the data's own classes, and keep it\n"
+            "  list              what classifiers are kept\n\n"
+            "Its features are what images are compared in: inkdrop evaluate RUN "
+            "--extractor classifier."
+        )
+        return 0 if arguments else _fail(f"classifier needs a command: {', '.join(commands)}")
+    if arguments[0] not in commands:
+        raise unknown_name("classifier command", arguments[0], commands)
+    return commands[arguments[0]](arguments[1:])
+
+
+def _classifier_train(arguments: list[str]) -> int:
+    given = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    from .options import ClassifierOptions, parse
+
+    options = parse(
+        ClassifierOptions,
+        arguments[len(given) :],
+        "inkdrop classifier train PRESET|RUN",
+        "Train a classifier of the classes of a preset's data or a run's own, and keep it.",
+        ClassifierOptions(),
+    )
+    if not given:
+        raise InkdropError(
+            "classifier train needs a preset or a run folder first: inkdrop classifier train digits"
+        )
+    from .classifying import train_for
+
+    console = _console()
+    kept = train_for(given[0], **vars(options), console=console)
+    following = ""
+    if options.out is None:  # where evaluate looks
+        run = given[0] if (Path(given[0]) / "config.json").exists() else "RUN"
+        following = f"; next: inkdrop evaluate {shlex.quote(run)} --extractor classifier"
+    say(console, f"the classifier is in {kept.path}{following}")
+    return 0
+
+
+def _classifier_list(arguments: list[str]) -> int:
+    _no_options(arguments, "inkdrop classifier list", "What classifiers are kept.")
+    from .classifying import show_classifiers
+
+    show_classifiers(_console())
     return 0
 
 
@@ -340,7 +446,8 @@ def _compare(arguments: list[str]) -> int:
         console=console,
     )
     console.print(comparison.printed())
-    say(console, f"the comparison is {comparison.write(folder) / 'comparison.md'}")
+    page = comparison.write(folder) / "comparison.html"
+    say(console, f"the comparison is {page}: open it in a browser")
     return 0
 
 
@@ -386,8 +493,11 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "data": _data,
     "sample": _sample,
+    "edit": _edit,
+    "evaluate": _evaluate,
     "likelihood": _likelihood,
     "fit": _fit,
+    "classifier": _classifier,
     "report": _report,
     "compare": _compare,
     "presets": _presets,
@@ -395,7 +505,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-_SHARED = ("train", "sample", "likelihood", "fit", "doctor")
+_SHARED = ("train", "sample", "evaluate", "likelihood", "fit", "doctor")
 
 
 def _no_options(arguments: list[str], program: str, description: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,6 +21,8 @@ from .settings import Settings, one_of
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
+LABEL_DROPOUT = 0.1  # where none is given: Ho & Salimans 2022 found 0.1 and 0.2 alike
+
 SOURCES = (
     "digits",
     "mnist",
@@ -31,6 +34,7 @@ SOURCES = (
     "points-checkerboard",
     "points-two-moons",
     "points-rings",
+    "points-dial",
 )
 OWN_IMAGES = "own"
 FITS = ("crop", "random-crop", "pad", "stretch")
@@ -60,10 +64,23 @@ SCHEDULE_FIELDS = {
 }
 
 
+def _listed(size: Any) -> Any:
+    return (size,) if isinstance(size, int) else size
+
+
 def _one_or_two(size: tuple[int, ...]) -> tuple[int, ...]:
     if len(size) > 2:
         raise ValueError(f"one side, or height and width, got {len(size)} numbers")
     return size
+
+
+def _classes_or_vector(network: NetworkConfig) -> NetworkConfig:
+    if network.classes is not None and network.vector is not None:
+        raise ValueError(
+            f"a network is told classes or a vector, not both (classes {network.classes}, vector "
+            f"{network.vector})"
+        )
+    return network
 
 
 class DataConfig(Settings):
@@ -71,12 +88,14 @@ class DataConfig(Settings):
 
     source: Annotated[str, one_of("data source", (*SOURCES, OWN_IMAGES))] = "digits"
     """Where data comes from where no path is given: digits, mnist, fashion-mnist, cifar10,
-    points-gmm, points-swiss-roll, points-checkerboard, points-two-moons or points-rings; files, for
-    none but the path's; own, for what is passed in Python."""
+    points-gmm, points-swiss-roll, points-checkerboard, points-two-moons, points-rings or
+    points-dial; files, for none but the path's; own, for what is passed in Python."""
     path: tuple[str, ...] = ()
     """Files or a folder of any kind, hf:NAME for a set of the Hugging Face hub, or the name of
     another source; empty for the source's own place."""
-    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_one_or_two)] = ()
+    size: Annotated[
+        tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_one_or_two)
+    ] = ()
     """The side, or height and width, that images are brought to; proposed by the check where not
     given."""
     channels: Literal[1, 3, 4] | None = None
@@ -177,6 +196,10 @@ class UNetConfig(Settings):
     """Side of the square of pixels that the first layer folds into channels."""
     classes: PositiveInt | None = None
     """Number of classes to be told as the condition; none for an unconditional network."""
+    vector: PositiveInt | None = None
+    """Numbers of the vector to be told as the condition, in place of a class."""
+
+    _one_condition = model_validator(mode="after")(_classes_or_vector)
 
 
 class MLPConfig(Settings):
@@ -194,6 +217,10 @@ class MLPConfig(Settings):
     """Dropout inside residual blocks."""
     classes: PositiveInt | None = None
     """Number of classes to be told as the condition; none for an unconditional network."""
+    vector: PositiveInt | None = None
+    """Numbers of the vector to be told as the condition, in place of a class."""
+
+    _one_condition = model_validator(mode="after")(_classes_or_vector)
 
 
 NetworkConfig = UNetConfig | MLPConfig
@@ -282,6 +309,13 @@ class LoggingConfig(Settings):
     """How many checkpoints are kept, beside the one with the best held-out loss."""
     samples_every: NonNegativeInt = 1000
     """Steps between grids of samples in samples/training; 0 for none."""
+    evaluate_every: NonNegativeInt = 0
+    """Steps between evaluations of samples of the averaged weights, whose least Fréchet distance
+    then makes a checkpoint the best one; 0 for none."""
+    evaluate_samples: Annotated[int, Field(ge=2)] = 1000
+    """Samples of each of them."""
+    evaluate_steps: PositiveInt = 20
+    """Network evaluations of each sample, by DDIM."""
     tensorboard: bool = False
     """Write TensorBoard's event files too (the extra tensorboard)."""
 
@@ -305,7 +339,10 @@ class Config(Settings):
     timestep_sampler: Annotated[str, one_of("timestep sampler", TIMESTEP_SAMPLERS)] = "uniform"
     """Which timesteps a batch is trained at: uniform, stratified or loss-aware."""
     conditional: bool = False
-    """Tell the network the classes of the data, as many as there are."""
+    """Tell the network the classes of the data, as many as there are, or its vectors."""
+    label_dropout: Fraction | None = None
+    """How often a label is left out in training, so that samples can be guided; 0.1 where not
+    given."""
     weighting: WeightingConfig = WeightingConfig()
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -314,6 +351,13 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @property
+    def told(self) -> str | None:
+        """What the network is told of an example: "classes", "vector", or None for nothing."""
+        if self.network is None:
+            return None
+        return "vector" if self.network.vector else "classes" if self.network.classes else None
+
 
 def differences(before: Config, after: Config) -> list[str]:
     """The fields in which two configurations would train differently, as "path: old → new".
@@ -321,11 +365,15 @@ def differences(before: Config, after: Config) -> list[str]:
     What does not change the result, or by rounding only, is left out: the name, `logging`, what
     computes a batch and in how many parts, what is done about a step that fails, and where the data
     lies and is kept (a run knows its data by a fingerprint). `conditional` leaves the number of
-    classes to the data, so that any number agrees with it.
+    classes, or of a vector's numbers, to the data, so that any number agrees with it; and a label
+    dropout that is not given agrees with any.
     """
-    if after.conditional and after.network and before.network and not after.network.classes:
-        told = after.network.model_copy(update={"classes": before.network.classes})
-        after = after.model_copy(update={"network": told})
+    network = after.network
+    if after.conditional and network and before.network and not (network.classes or network.vector):
+        told = {"classes": before.network.classes, "vector": before.network.vector}
+        after = after.model_copy(update={"network": network.model_copy(update=told)})
+    if after.label_dropout is None or not (after.label_dropout or before.label_dropout):
+        after = after.model_copy(update={"label_dropout": before.label_dropout})
     old, new = (dict(_leaves(config.model_dump(exclude=_FREE))) for config in (before, after))
     return [
         f"{path}: {old.get(path)!r} → {new.get(path)!r}"

@@ -184,7 +184,7 @@ class _Evidence:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScheduleWarning)
             table = run.table("ddim", min(STEPS, denoiser.schedule.timesteps))
-        condition = run.cycled_classes(0, n)
+        condition = run.conditions(0, n)
         made = sample(denoiser, n, table=table, seed=0, condition=condition)
         return made.float().cpu()
 
@@ -209,8 +209,7 @@ class _Evidence:
         schedule, count = self.denoiser("ema").schedule, len(x_start)
         t = torch.arange(count) * schedule.timesteps // count
         noise = normal(tuple(x_start.shape), 0, "held-out noise")
-        classes = getattr(self.run.config.network, "classes", None)
-        condition = chosen.labels_at(rows) if classes is not None else None
+        condition = chosen.labels_at(rows) if self.run.config.told else None
         found = {}
         for weights in ("ema", "raw"):
             denoiser = self.denoiser(weights)

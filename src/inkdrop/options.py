@@ -39,6 +39,9 @@ class TrainOptions:
     on_nonfinite: str | None = None
     """After a loss or gradient that is not finite: stop, the default, skip that step, or
     rollback to the last checkpoint and take other data from there."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of some samples, whose least Fréchet distance is then the best
+    checkpoint; none where not given."""
     resume: str = "auto"
     """auto goes on with the run in the folder; never refuses a folder that holds one."""
 
@@ -83,8 +86,26 @@ class DataCacheOptions:
 class SampleOptions:
     """Options of `inkdrop sample`."""
 
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
-    """How many images or points."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many images or points; 64 where not given, or eight of each class with --class all."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """What they are told, by name or number, in turn; all for every class from each noise, a
+    column of the grid to each; none to tell none. All classes in turn where not given."""
+    vector: tuple[float, ...] = ()
+    """What they are told, for a run that is told vectors; those of training examples where not
+    given."""
+    guidance: float | None = None
+    """How far to draw them towards that: 1 is not at all, 2 is usual, more is bolder and more
+    alike; for runs that were trained with label dropout."""
+    guidance_interval: tuple[int, int] | None = None
+    """The timesteps to guide at, lowest and highest; all where not given."""
+    guidance_rescale: float | None = None
+    """0 … 1: how much of the contrast that guidance adds to take back; 0.7 is usual."""
+    classifier_guidance: float | None = None
+    """How far a classifier draws them towards the class, also for runs that are told none; see
+    inkdrop classifier train."""
+    classifier: str | None = None
+    """Its folder; the one trained on the run's data where not given."""
     sampler: str = "ddim"
     """ddim, ancestral, ancestral-beta, ancestral-learned, dpm-solver++, unipc or heun."""
     steps: int | None = None
@@ -113,6 +134,154 @@ class SampleOptions:
     """How many are computed at once."""
     trajectory: bool = False
     """Also draw how they came about: trajectory.png, and trajectory.gif or paths.png."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of `inkdrop evaluate`."""
+
+    metrics: tuple[str, ...] = ()
+    """Which figures: for images frechet_distance, kernel_distance, inception_score, precision,
+    recall, density, coverage; all where not given."""
+    data: tuple[str, ...] = ()
+    """Other real images to hold samples against: a folder, an archive or the name of a known set;
+    or where the run's own data lie now."""
+    reference: str = "train"
+    """Which of the real images: train, as is usual, or held-out."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many samples; what a few minutes are enough for where not given."""
+    extractor: str = "auto"
+    """What features are: classifier (of the data's own classes), inception, dinov2, dinov2:PATH or
+    pixels; auto is the best that is there."""
+    sampler: str = "ddim"
+    """As for inkdrop sample."""
+    steps: int | None = None
+    """How many timesteps are visited; the sampler's own number where not given."""
+    evaluations: tuple[int, ...] = ()
+    """The same in network evaluations; several make a sweep."""
+    timesteps: str | None = None
+    """Which: as for inkdrop sample."""
+    eta: float | None = None
+    """ddim: from 0, deterministic, to 1, ancestral."""
+    order: int | None = None
+    """dpm-solver++, unipc: 1, 2 or 3."""
+    clip: str = "auto"
+    """What keeps estimates in range: range, dynamic or none; auto is range for images."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """What samples are told, by name or number, in turn; all classes where not given."""
+    vector: tuple[float, ...] = ()
+    """What they are told, for a run that is told vectors; those of training examples where not
+    given."""
+    guidance: tuple[float, ...] = ()
+    """How far to draw them towards that, as for inkdrop sample; several make a sweep."""
+    guidance_interval: tuple[int, int] | None = None
+    """The timesteps to guide at, lowest and highest; all where not given."""
+    guidance_rescale: float | None = None
+    """0 … 1: how much of the contrast that guidance adds to take back."""
+    likelihood: bool = False
+    """Also bits per dimension, of training and held-out examples side by side."""
+    memorisation: bool = True
+    """Look for copies of training examples among the samples."""
+    seed: int = 0
+    """Names the samples: sample i of a seed is always the same."""
+    weights: str = "ema"
+    """ema (averaged) or raw."""
+    checkpoint: str = "newest"
+    """newest, best (see inkdrop train --evaluate-every), or a step that one was kept of."""
+    batch_size: int = 256
+    """How many are computed at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class ClassifierOptions:
+    """Options of `inkdrop classifier train`."""
+
+    data: tuple[str, ...] = ()
+    """Where the images lie, if not in the preset's own place or where the run found them."""
+    out: str | None = None
+    """A folder for the classifier; the one in the cache, where inkdrop evaluate finds it, where
+    not given."""
+    epochs: int | None = None
+    """Passes over the images; what suits their number where not given."""
+    seed: int = 0
+    """Names every draw."""
+    refresh: bool = False
+    """Train again, and replace the one that is kept."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass
+class EditOptions:
+    """Options of `inkdrop edit`."""
+
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many results for each image, 4 where not given; of interpolate how many images, 9."""
+    strength: float | None = None
+    """vary: how much may change, from 0 to 1; 0.6 where not given."""
+    mask: str | None = None
+    """inpaint: an image of the run's size, white where to paint and black where to keep."""
+    box: tuple[int, int, int, int] | None = None
+    """inpaint: where to paint instead, LEFT TOP RIGHT BOTTOM in pixels, without RIGHT and BOTTOM
+    themselves."""
+    seeds: tuple[int, int] | None = None
+    """interpolate: between the samples of two seeds, instead of two images."""
+    factor: int | None = None
+    """upscale: how many times smaller what is given is; 2 where not given."""
+    resamplings: int | None = None
+    """inpaint, colourise, upscale: how often each step is taken, so that what is made goes with
+    what is known; 10 where not given, 1 is quick."""
+    jump: int | None = None
+    """How many steps are taken again together; 1 where not given."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """What the images are, by name or number, in turn; none to tell none. Held-out images' own
+    where not given."""
+    vector: tuple[float, ...] = ()
+    """What they are told, for a run that is told vectors; as for --class where not given."""
+    guidance: float | None = None
+    """How far to draw results towards that, as for inkdrop sample."""
+    guidance_interval: tuple[int, int] | None = None
+    """The timesteps to guide at, lowest and highest; all where not given."""
+    guidance_rescale: float | None = None
+    """0 … 1: how much of the contrast that guidance adds to take back."""
+    classifier_guidance: float | None = None
+    """How far a classifier draws them towards the class, as for inkdrop sample."""
+    classifier: str | None = None
+    """Its folder; the one trained on the run's data where not given."""
+    fit: str | None = None
+    """How images of another size are made to fit: crop, pad or stretch; as the run's own were where
+    not given."""
+    sampler: str | None = None
+    """As for inkdrop sample; ancestral for inpaint, colourise and upscale, else ddim, where not
+    given."""
+    steps: int | None = None
+    """How many timesteps are visited; 50, or the sampler's own number, where not given."""
+    evaluations: int | None = None
+    """The same in network evaluations, before any step is taken again."""
+    timesteps: str | None = None
+    """Which: as for inkdrop sample."""
+    eta: float | None = None
+    """ddim: from 0, deterministic, to 1, ancestral."""
+    order: int | None = None
+    """dpm-solver++, unipc: 1, 2 or 3."""
+    clip: str | None = None
+    """What keeps estimates in range: range, dynamic or none; range where not given."""
+    seed: int = 0
+    """Names the results."""
+    out: str | None = None
+    """A new folder for them; one inside RUN/edits where not given."""
+    data: tuple[str, ...] = ()
+    """For held-out images: where the run's data lies, if not where training found it."""
+    weights: str = "ema"
+    """ema (averaged) or raw."""
+    checkpoint: str = "newest"
+    """newest, best (the lowest held-out loss), or a step that one was kept of."""
+    batch_size: int = 256
+    """How many are computed at once."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -247,16 +416,38 @@ def _one_line(box: str, program: str) -> InkdropError:
             sections[-1].append(line)
     said = " ".join(sections[1]) if len(sections) > 1 else ""
     said = re.sub(r"^Error parsing (config\S*: )?", "", said)
+    if not_a_number := _not_a_number(said, " ".join(chain(*sections[2:]))):
+        return InkdropError(f"{not_a_number} ({program} --help)")
+    missing = re.match(r"Missing value for argument '(.*?)'. Expected (\d+)", said)
+    if missing:
+        many = "a value" if missing[2] == "1" else f"{missing[2]} values"
+        return InkdropError(f"{missing[1]} needs {many} ({program} --help)")
     said = re.sub(r"\. Expected one of \((.*)\)\.", _in_order, said)
     stray = re.match(r"Unrecognized options: ([^-]\S*?)(,|$)", said)
     if stray:
-        return InkdropError(f"unexpected {stray[1]!r} ({program} --help)")
+        return InkdropError(
+            f"unexpected {stray[1]!r}: only options follow options ({program} --help)"
+        )
     unknown = re.match(r"Unrecognized options: (-\S*?)(,|$)", said)
     if unknown:
         nearest = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(chain(*sections[2:])))
         hint = f": did you mean {nearest[1]}?" if nearest else ";"
         return InkdropError(f"unknown option {unknown[1]}{hint} {program} --help lists them all")
     return InkdropError(f"{said or 'the options cannot be read'} ({program} --help)")
+
+
+def _not_a_number(said: str, help_text: str) -> str | None:
+    """What an option takes and was given, where it takes numbers and was given something else."""
+    option = re.match(r"(-\S+): [^;]*?(\[.*?\]|'.*')", said)
+    shown = re.search(r"^Argument helptext: -\S+ ((?:[{[|\] }.]|None|INT|FLOAT)+)", help_text)
+    kinds = re.findall("INT|FLOAT", shown[1]) if shown else []
+    if option is None or shown is None or not kinds:
+        return None
+    kind = "whole number" if kinds[0] == "INT" else "number"
+    many = f"{kind}s" if "..." in shown[1] else f"{len(kinds)} {kind}s"
+    got = " ".join(re.findall("'(.*?)'", option[2]))
+    name = option[1].split("/")[0]
+    return f"{name} takes {f'a {kind}' if len(kinds) == 1 else many}, got {got}"
 
 
 def _in_order(choices: re.Match[str]) -> str:

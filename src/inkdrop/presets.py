@@ -203,6 +203,13 @@ def points_rings() -> Config:
     return _points("points-rings")
 
 
+def points_dial() -> Config:
+    """The hand of a dial, told the angle it stands at: under a minute on two cores."""
+    config = _points("points-dial")
+    config.conditional = True
+    return config
+
+
 def _points(source: str) -> Config:
     return Config(
         name=source,
@@ -236,6 +243,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "points-checkerboard": points_checkerboard,
     "points-two-moons": points_two_moons,
     "points-rings": points_rings,
+    "points-dial": points_dial,
 }
 
 

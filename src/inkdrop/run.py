@@ -8,9 +8,12 @@ RUN/.training.lock      held by whoever trains in it
 RUN/metrics.jsonl       one JSON object a line
 RUN/data.json           what the images were found to be, which were skipped, what was done to them
 RUN/example.png         a held-out image, for pictures
+RUN/vectors.safetensors vectors of training examples, which samples are told where none is given
 RUN/samples/            images and grids
 RUN/timesteps.json      what `inkdrop fit` measured, for fitted timesteps
 RUN/likelihood.json     what `inkdrop likelihood` measured
+RUN/evaluation.json     what `inkdrop evaluate` measured, one after the other
+RUN/edits/              what `inkdrop edit` made
 RUN/pictures/, RUN/report.html
 """
 
@@ -18,16 +21,19 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .build import build_denoiser, build_schedule, choose_device
@@ -43,6 +49,7 @@ from .checkpoint import (
     replace_synced,
 )
 from .config import Config
+from .console import counted
 from .data.checked import Check
 from .data.examples import Examples
 from .data.images import Source
@@ -60,7 +67,9 @@ from .metrics import read_metrics
 
 DATA_FILE = "data.json"
 FITTED_FILE = "timesteps.json"
+VECTORS_FILE = "vectors.safetensors"
 WEIGHTS = {"ema": "ema", "raw": "weights"}
+_KEPT_VECTORS, _FEWEST_VECTORS, _KEPT_NUMBERS = 4096, 64, 2**18
 
 
 class RunData(NamedTuple):
@@ -100,7 +109,7 @@ class Run:
         self.shape: tuple[int, ...] = tuple(manifest["state"]["shape"])
         self.fingerprint: str = manifest["state"]["data"]
         self._network = network
-        self._device = device
+        self.device = device
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -121,7 +130,7 @@ class Run:
             raise InkdropError(
                 f"{self.checkpoint / part}.safetensors does not fit the network: {reason}"
             ) from None
-        denoiser.network.to(choose_device(self._device)).eval()
+        denoiser.network.to(choose_device(self.device)).eval()
         return denoiser
 
     def load_data(self, path: Sequence[str] = (), source: Any = None) -> RunData:
@@ -211,9 +220,73 @@ class Run:
             order=order,
         )
 
-    def cycled_classes(self, first: int, count: int) -> Tensor | None:
-        """The classes of images first … first + count - 1 when all take turns; None without."""
-        return cycled_classes(self.config, first, count)
+    @cached_property
+    def vectors(self) -> Tensor:
+        """Vectors of training examples (K, V) float32, for samples where none is given.
+
+        Raises:
+            InkdropError: for a run that is told none, or whose folder has lost them.
+        """
+        return read_vectors(self.path)
+
+    def conditions(self, first: int, count: int, told: Told | None = None) -> Tensor | None:
+        """What images first … first + count - 1 are told; None for an unconditional run.
+
+        Classes (count,) or vectors (count, V). Where nothing is asked for, all classes take turns,
+        or the vectors that the run keeps of its training examples.
+
+        Raises:
+            InkdropError: for what this run cannot be told.
+        """
+        if told is None or told == Told():
+            vectors = self.vectors if self.config.told == "vector" else None
+            return conditions(self.config, first, count, vectors)
+        return told.of(self.config, first, count)
+
+    def told(self, classes: Sequence[str | int] = (), vector: Sequence[float] = ()) -> Told | None:
+        """What words ask for: the names or numbers of classes, "all" or "none"; or a vector.
+
+        None where there are no words. A name that is a number is taken for the name.
+
+        Raises:
+            InkdropError: for a class that is not known by that name.
+        """
+        words = [str(word) for word in classes]
+        if not words and not vector:
+            return None
+        numbers = tuple(float(value) for value in vector) or None
+        if not words:
+            return Told(None, numbers)
+        if len(words) == 1 and words[0] in ("all", "none"):
+            return Told(words[0], numbers)
+        names = self.class_names
+
+        def index(word: str) -> int:
+            if word in names:
+                return names.index(word)
+            if word in ("all", "none"):
+                raise InkdropError(f"class {word} stands alone, got {' '.join(words)}")
+            try:
+                return int(word)
+            except ValueError:
+                if names:
+                    raise unknown_name("class", word, names) from None
+                raise InkdropError(
+                    f"a class is a number from 0, or all or none, got {word!r}"
+                ) from None
+
+        return Told(tuple(map(index, words)), numbers)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the data call the classes, in order; none where they do not say."""
+        file = self.path / DATA_FILE
+        if not file.exists():
+            return ()
+        try:
+            return tuple(map(str, _json(file)["check"]["train"]["class_names"]))
+        except (KeyError, TypeError):
+            return ()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -235,10 +308,134 @@ class Run:
         return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
-def cycled_classes(config: Config, first: int, count: int) -> Tensor | None:
-    """Classes for images first … first + count - 1, all in turn; None for a run without classes."""
-    classes = config.network.classes if config.network else None
-    return None if classes is None else torch.arange(first, first + count) % classes
+@dataclass(frozen=True)
+class Told:
+    """What the images of a run are to be told.
+
+    Attributes:
+        classes: these in turn; for "all", image i is told class i % K, and is one of row i // K of
+            images that start from the same noise; for "none", none is told.
+        vector: one for all.
+    """
+
+    classes: tuple[int, ...] | str | None = None
+    vector: tuple[float, ...] | None = None
+
+    def of(self, config: Config, first: int, count: int, classes: int | None = None) -> Tensor:
+        """What images first … first + count - 1 of a run of this configuration are told.
+
+        Args:
+            classes: of a classifier, for a run that is told nothing itself.
+
+        Raises:
+            InkdropError: if it cannot be told that.
+        """
+        self.check(config, classes)
+        if self.vector is not None:
+            return torch.tensor(self.vector, dtype=torch.float32).repeat(count, 1)
+        if self.classes == "none":
+            numbers = config.network.vector if config.network else None
+            nothing = torch.full((count,), -1)
+            return nothing if numbers is None else torch.full((count, numbers), math.nan)
+        turns = torch.tensor(self.turns(config, classes))
+        return turns[torch.arange(first, first + count) % len(turns)]
+
+    def turns(self, config: Config, classes: int | None = None) -> tuple[int, ...]:
+        """The classes that images are told in turn; none where they are told something else."""
+        if isinstance(self.classes, tuple):
+            return self.classes
+        every = self.vector is None and self.classes != "none"
+        return tuple(range(_classes(config) or classes or 0)) if every else ()
+
+    def check(self, config: Config, classes: int | None = None) -> None:
+        """Raise an InkdropError if a run of this configuration cannot be told that."""
+        network, numbers = config.network, config.network.vector if config.network else None
+        known = _classes(config) or classes
+        if self.classes is not None and self.vector is not None:
+            raise InkdropError("a class and a vector were given: give one of them")
+        if known is None and numbers is None:
+            raise InkdropError(
+                "this run is told no class or vector: train one with --conditional that is"
+            )
+        if self.vector is not None:
+            self._check_vector(self.vector, numbers)
+        elif self.classes == "none":
+            if network is None or not config.label_dropout:
+                raise InkdropError(
+                    "this run was trained without label dropout, so that it must be told a label: "
+                    "train one with --label-dropout 0.1 to leave it out"
+                )
+        elif known is None and self.classes is not None:
+            raise InkdropError(
+                f"this run is told vectors of {counted(numbers or 0, 'number')}, not a class: give "
+                "vector"
+            )
+        elif isinstance(self.classes, str):
+            if self.classes != "all":
+                raise InkdropError(f"class must be numbers, all or none, got {self.classes!r}")
+        else:
+            for wanted in self.classes or ():
+                if not 0 <= wanted < (known or 0):
+                    raise InkdropError(f"the classes are 0 … {(known or 0) - 1}, got {wanted}")
+
+    def _check_vector(self, vector: tuple[float, ...], numbers: int | None) -> None:
+        words = " ".join(f"{value:g}" for value in vector)
+        if numbers is None:
+            raise InkdropError(f"this run is told a class, not a vector (got {words}): give class")
+        if len(vector) != numbers:
+            raise InkdropError(
+                f"this run is told vectors of {counted(numbers, 'number')}, got {len(vector)}: "
+                f"{words}"
+            )
+        if not all(map(math.isfinite, vector)):
+            raise InkdropError(f"the numbers of a vector must be finite, got {words}")
+
+
+def _classes(config: Config) -> int | None:
+    return config.network.classes if config.network else None
+
+
+def conditions(config: Config, first: int, count: int, vectors: Tensor | None) -> Tensor | None:
+    """What images first … first + count - 1 are told: all classes, or these vectors, in turn."""
+    index = torch.arange(first, first + count)
+    if classes := _classes(config):
+        return index % classes
+    if config.told == "vector":
+        assert vectors is not None
+        return vectors[index % len(vectors)]
+    return None
+
+
+def kept_vectors(examples: Examples) -> Tensor:
+    """Vectors (K, V) that a run keeps of its training examples, spread evenly over them.
+
+    As many as 4,096 and as a quarter of a million numbers, but 64 in any case.
+    """
+    assert examples.labels is not None
+    n, numbers = examples.labels.shape
+    count = min(n, _KEPT_VECTORS, max(_FEWEST_VECTORS, _KEPT_NUMBERS // numbers))
+    return examples.labels[torch.arange(count) * n // count].cpu()
+
+
+def write_vectors(path: Path, vectors: Tensor) -> None:
+    """Write vectors.safetensors."""
+    replace_synced(path / VECTORS_FILE, safetensors.torch.save({"vectors": vectors.contiguous()}))
+
+
+def read_vectors(path: Path) -> Tensor:
+    """vectors.safetensors of a run folder, (K, V) float32."""
+    file = path / VECTORS_FILE
+    if not file.exists():
+        raise InkdropError(
+            f"{file} is missing: it keeps the vectors that samples are told; put a copy of it "
+            "back, or give the run's `inkdrop train` command again, which writes it"
+        )
+    try:
+        return safetensors.torch.load(file.read_bytes())["vectors"]
+    except (SafetensorError, KeyError):
+        raise InkdropError(
+            f"{file} is damaged: it holds no vectors; put a copy of it back"
+        ) from None
 
 
 def read_config(path: Path) -> Config:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,16 @@ from torch import Tensor
 from .checkpoint import write_synced
 from .console import progress_bar, say
 from .data.pixels import to_picture, to_uint8
-from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import sample_steps
 from .diffusion.solvers import SamplerTable
 from .errors import InkdropError
+from .folders import check_unused, make_empty, remove, replace, writing_place
 from .processes import current
 from .report import points
 from .report.pictures import draw_trajectory, grid, record, save, write_gif
 from .run import Run
 from .sharing import check_same_step, first_does, gathering, idle_note, own_examples, unique
+from .steering import Steering, steering
 
 _GRID_IMAGES = 64
 _FILM_IMAGES = 16
@@ -48,12 +48,19 @@ class Protocol:
     clip: str | None
     seed: int
     n: int
+    classes: tuple[int, ...] | str | None = None
+    vector: tuple[float, ...] | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[int, int] | None = None
+    guidance_rescale: float | None = None
+    classifier_guidance: float | None = None
+    classifier: str | None = None
 
 
 def write_samples(
     run: Run,
     *,
-    n: int = 64,
+    n: int | None = None,
     sampler: str = "ddim",
     steps: int | None = None,
     evaluations: int | None = None,
@@ -66,6 +73,13 @@ def write_samples(
     weights: str = "ema",
     batch_size: int = 256,
     trajectory: bool = False,
+    classes: Sequence[str | int] = (),
+    vector: Sequence[float] = (),
+    guidance: float | None = None,
+    guidance_interval: Sequence[int] | None = None,
+    guidance_rescale: float | None = None,
+    classifier_guidance: float | None = None,
+    classifier: str | Path | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write n samples, a picture of them and samples.json; all of them appear at once or none.
@@ -73,15 +87,17 @@ def write_samples(
     The processes of a job share the batches, and make the samples of one process, to the bit. They
     write into one folder, on a disk that all of them see.
 
-    Images are PNG files, with grid.png. Anything else is samples.npy, (n, …) float32, with
-    scatter.png for points in the plane.
+    Images are PNG files, with grid.png, a column to each class where they take turns. Anything else
+    is samples.npy, (n, …) float32, with scatter.png for points in the plane.
 
     Args:
+        n: how many; 64 by default, or eight of each class where all are made from each noise.
         out: a folder that does not exist or is empty. By default one in RUN/samples named after
             the sampler, steps, n and seed, which replaces what an earlier call left there.
         trajectory: also write how they came about: trajectory.png, with trajectory.gif for images
             and paths.png for points.
         timesteps: also "fitted", for a run that has been fitted.
+        classes … classifier: what they are told and how they are guided, see `steering`.
         The rest is as for `sample`.
 
     Returns:
@@ -91,7 +107,7 @@ def write_samples(
         InkdropError: for a wrong argument or a folder in use, before any work is done.
     """
     for name, value in (("n", n), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise InkdropError(f"{name} must be at least 1, got {value}")
     images, plane = len(run.shape) == 3, run.shape == (2,)
     if trajectory and not (images or plane):
@@ -99,10 +115,21 @@ def write_samples(
             "--trajectory draws images (C, H, W) and points in the plane (2,), but this run's "
             f"examples have the shape {run.shape}"
         )
-    denoiser = run.load_denoiser(weights)
     table = run.table(
         sampler, steps, evaluations=evaluations, timesteps=timesteps, eta=eta, order=order
     )
+    steered = steering(
+        run,
+        weights,
+        classes=classes,
+        vector=vector,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        guidance_rescale=guidance_rescale,
+        classifier_guidance=classifier_guidance,
+        classifier=classifier,
+    )
+    n = steered.usual_count if n is None else n
     rule = {
         str(timesteps): timesteps is not None,
         f"eta{eta}": eta is not None,
@@ -110,11 +137,12 @@ def write_samples(
         f"clip-{clip}": clip != "auto",
     }
     parts = [sampler, str(len(table)), *(part for part, given in rule.items() if given)]
+    parts += steered.words
     default = run.path / "samples" / "-".join([*parts, f"n{n}", f"seed{seed}"])
     folder = default if out is None else Path(out)
     processes = current()
     check_same_step(processes, run)
-    writing = folder.with_name(f".writing-{folder.name}")
+    writing = writing_place(folder)
     first_does(processes, partial(_prepare, folder, writing, chosen=out is not None))
     try:
         if not writing.is_dir():
@@ -126,23 +154,24 @@ def write_samples(
             say(console, note)
         own = own_examples(processes, n, batch_size)
         with progress_bar(console, "sampling", len(table) * len(own)) as advance:
-            batches = _batches(run, denoiser, table, clip, own, batch_size, seed, advance)
+            batches = _batches(steered, table, clip, own, batch_size, seed, advance)
             if images:
-                made = _images_written(batches, own, run.shape, writing)
+                shown = _shown(steered.columns)
+                made = _images_written(batches, own, run.shape, writing, shown)
             else:
                 made = torch.cat([torch.zeros(0, *run.shape), *batches]).float()
         made = gathering(processes)(made)  # what the picture shows of images; all points
         if processes.first:
             if images:
-                save(grid(made), writing / "grid.png")
+                save(grid(made, steered.columns), writing / "grid.png")
             else:
                 np.save(writing / "samples.npy", made.numpy())
             if plane:
                 save(points.scatter(made[:_SCATTER_POINTS]), writing / "scatter.png")
             if trajectory and images:
-                _draw_film(run, denoiser, table, clip, n, seed, writing)
+                _draw_film(steered, table, clip, n, seed, writing)
             elif trajectory:
-                _draw_course(run, denoiser, table, n, seed, writing)
+                _draw_course(steered, table, n, seed, writing)
             protocol = Protocol(
                 str(run.path),
                 run.step,
@@ -154,29 +183,26 @@ def write_samples(
                 clip,
                 seed,
                 n,
+                **steered.facts,
             )
             write_synced(writing / "samples.json", json.dumps(asdict(protocol), indent=1).encode())
-            if folder.exists():
-                shutil.rmtree(folder)
-            writing.rename(folder)
+            replace(folder, writing)
         processes.wait_for_all(unique("samples written"))
     finally:
         if processes.first:
-            shutil.rmtree(writing, ignore_errors=True)
+            remove(writing)
     return folder
 
 
 def _prepare(folder: Path, writing: Path, chosen: bool) -> None:
     """Make the place to write in, unless the folder is one that was chosen and is in use."""
-    if chosen and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InkdropError(f"--out {folder} exists and is not empty; choose another folder")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
+    if chosen:
+        check_unused(folder)
+    make_empty(writing)
 
 
 def _batches(
-    run: Run,
-    denoiser: Denoiser,
+    steered: Steering,
     table: SamplerTable,
     clip: str | None,
     own: range,
@@ -188,12 +214,13 @@ def _batches(
     for first in range(own.start, own.stop, batch_size):
         count = min(batch_size, own.stop - first)
         states = sample_steps(
-            denoiser,
+            steered.denoiser,
             count,
             table=table,
             seed=seed,
+            x_init=steered.noise(first, count, seed),
             clip=clip,
-            condition=run.cycled_classes(first, count),
+            condition=steered.condition(first, count),
             first_index=first,
         )
         for state in states:
@@ -202,8 +229,13 @@ def _batches(
         yield x.cpu()
 
 
+def _shown(columns: int | None) -> int:
+    """How many images a grid shows: 64, or whole rows of a column for each class."""
+    return _GRID_IMAGES if columns is None else columns * max(8, -(-_GRID_IMAGES // columns))
+
+
 def _images_written(
-    batches: Iterable[Tensor], own: range, shape: tuple[int, ...], folder: Path
+    batches: Iterable[Tensor], own: range, shape: tuple[int, ...], folder: Path, most: int
 ) -> Tensor:
     """Write this process's own images; those of them that the grid shows, uint8 (n, C, H, W)."""
     shown, written = [torch.zeros(0, *shape, dtype=torch.uint8)], own.start
@@ -211,14 +243,13 @@ def _images_written(
         images = to_uint8(x)
         for i, image in enumerate(images, written):
             to_picture(image).save(folder / f"{i:06d}.png")
-        shown.append(images[: max(0, _GRID_IMAGES - written)])
+        shown.append(images[: max(0, most - written)])
         written += len(images)
     return torch.cat(shown)
 
 
 def _draw_film(
-    run: Run,
-    denoiser: Denoiser,
+    steered: Steering,
     table: SamplerTable,
     clip: str | None,
     n: int,
@@ -226,18 +257,29 @@ def _draw_film(
     folder: Path,
 ) -> None:
     count = min(n, _FILM_IMAGES)
-    condition = run.cycled_classes(0, count)
-    film = record(denoiser, count, seed=seed, table=table, clip=clip, condition=condition)
+    film = record(
+        steered.denoiser,
+        count,
+        seed=seed,
+        table=table,
+        clip=clip,
+        condition=steered.condition(0, count),
+        x_init=steered.noise(0, count, seed),
+    )
     strip = draw_trajectory(film.images(_STRIP_IMAGES))
     save(strip, folder / "trajectory.png", margin=_MARGIN)
     write_gif(film, folder / "trajectory.gif")
 
 
-def _draw_course(
-    run: Run, denoiser: Denoiser, table: SamplerTable, n: int, seed: int, folder: Path
-) -> None:
+def _draw_course(steered: Steering, table: SamplerTable, n: int, seed: int, folder: Path) -> None:
     count = min(n, points.BEHIND)
-    condition = run.cycled_classes(0, count)
-    course = points.record(denoiser, count, seed=seed, table=table, condition=condition)
+    course = points.record(
+        steered.denoiser,
+        count,
+        seed=seed,
+        table=table,
+        condition=steered.condition(0, count),
+        x_init=steered.noise(0, count, seed),
+    )
     save(points.draw_courses({"": course}), folder / "trajectory.png", margin=_MARGIN)
     save(points.draw_paths(course), folder / "paths.png", margin=_MARGIN)

@@ -31,6 +31,7 @@ from .diffusion.spacing import SPACINGS, spaced_timesteps
 from .errors import InkdropError
 from .metrics import TIMESTEP_BINS, bin_label, timestep_bin
 from .processes import current
+from .randomness import generator
 from .report.charts import likelihood_terms
 from .report.pictures import save
 from .run import FITTED_FILE, Run, write_fitted
@@ -40,6 +41,8 @@ LIKELIHOOD_FILE = "likelihood.json"
 SPLITS = ("held-out", "train")
 _INPUTS = 250_000  # network inputs that a likelihood takes, where it is not told how many
 _PATHS, _PATH_NUMBERS = 128, 2**20  # that a fit follows; fewer where examples are large
+_EXAMPLES_OF_BOTH, _INPUTS_OF_BOTH = 512, 50_000  # of each split, where the two are compared
+_NO_CHANCE = 2.0  # standard errors between them
 _COMPARED = (5, 10, 20, 50)  # numbers of steps that a fit is shown for
 _MARGIN = 32
 
@@ -177,6 +180,71 @@ def _ode_figures(
     }
 
 
+def likelihoods(
+    run: Run,
+    denoiser: Denoiser,
+    train: Examples | None,
+    held_out: Examples | None,
+    seed: int,
+    batch_size: int,
+    console: Console | None,
+) -> dict[str, Any]:
+    """The bound of some training and held-out examples, and whether the two differ.
+
+    An estimate with a few KL terms of each example; `write_likelihood` has more to say. The
+    processes share the batches.
+
+    Returns:
+        {"train": …, "held-out": …} as far as there are such examples, each with "bits_per_dim",
+        "standard_error" and "examples"; "terms" of each example; and "verdict", a sentence.
+    """
+    processes = current()
+    terms = max(1, min(denoiser.schedule.timesteps - 1, _INPUTS_OF_BOTH // _EXAMPLES_OF_BOTH))
+    found: dict[str, Any] = {}
+    for split, whole in (("train", train), ("held-out", held_out)):
+        if whole is None:
+            continue
+        chosen = generator(0, "likelihood examples").permutation(len(whole))[:_EXAMPLES_OF_BOTH]
+        examples = whole.take(np.sort(chosen))
+        own = own_examples(processes, len(examples), batch_size)
+        with progress_bar(console, f"bits/dim, {split}", len(own) * (terms + 1)) as advance:
+            bound = bits_per_dim(
+                denoiser,
+                _batches(run, examples, own, batch_size),
+                terms=terms,
+                batch_size=batch_size,
+                seed=seed,
+                variance=chosen_variance(denoiser, run.config.variance),
+                progress=advance,
+                first_index=own.start,
+                gather=gathering(processes),
+            )
+        found[split] = {
+            "bits_per_dim": bound.total,
+            "standard_error": _known(bound.standard_error),
+            "examples": len(examples),
+        }
+    return {**found, "terms": terms, "verdict": _verdict(found)}
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Whether training examples are likelier than held-out ones, in a sentence."""
+    if len(found) < 2:
+        return "nothing is held out, so that over-fitting cannot be seen"
+    gap = found["held-out"]["bits_per_dim"] - found["train"]["bits_per_dim"]
+    errors = [found[split]["standard_error"] or math.inf for split in found]
+    chance = _NO_CHANCE * math.hypot(*errors)
+    if gap > chance:
+        return (
+            f"over-fitted: held-out examples take {gap:.3f} bits/dim more than training examples, "
+            f"and chance would explain {chance:.3f}"
+        )
+    return (
+        f"no over-fitting seen: held-out and training examples differ by {abs(gap):.3f} bits/dim, "
+        f"which chance explains up to {chance:.3f}"
+    )
+
+
 def write_fit(
     run: Run,
     *,
@@ -218,7 +286,7 @@ def write_fit(
             errors = measure_path(
                 denoiser,
                 paths,
-                condition=run.cycled_classes(0, paths),
+                condition=run.conditions(0, paths),
                 batch_size=batch_size,
                 seed=seed,
                 progress=advance,
@@ -265,7 +333,7 @@ def _batches(
     run: Run, examples: Examples, own: range, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """x_start and classes, a batch at a time: the set itself stays as it is kept."""
-    told = getattr(run.config.network, "classes", None) is not None
+    told = run.config.told is not None
     for i in range(own.start, own.stop, batch_size):
         rows = slice(i, min(i + batch_size, own.stop))
         labels = examples.labels[rows] if told and examples.labels is not None else None

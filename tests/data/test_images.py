@@ -1,6 +1,7 @@
 """An ImageSet is what it says."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_an_image_set_is_frozen():
         ({"images": pixels(5, 3, 0, 6)}, "at least one pixel"),
         ({"labels": torch.tensor([0, 1])}, "shape (5,), one for each image, got (2,)"),
         ({"labels": torch.zeros(5, 1, dtype=torch.int64)}, "got (5, 1)"),
-        ({"labels": torch.zeros(5)}, "labels must be int64, got torch.float32"),
+        ({"labels": torch.zeros(5)}, "vectors and must have shape (5, numbers)"),
+        ({"labels": torch.zeros(5).half()}, "classes or float32 vectors, got torch.float16"),
+        ({"labels": torch.full((5, 2), math.inf)}, "0 is [inf, inf]"),
         ({"labels": torch.tensor([0, 1, 2, -1, 0])}, "label 3 is -1"),
         (
             {"labels": torch.tensor([0, 1, 2**40, 1, 0])},

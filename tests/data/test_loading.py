@@ -312,6 +312,6 @@ def test_a_pair_of_images_and_labels_is_a_labelled_set() -> None:
 
 def test_data_is_loaded_by_its_name_or_path(photos: Path) -> None:
     assert len(load_data("digits").train) == 1797
-    assert load_data(str(photos), size=(8,)).train.shape[1:] == (8, 8)
+    assert load_data(str(photos), size=8).train.shape[1:] == (8, 8)
     with pytest.raises(InkdropError, match="unknown field 'sise'"):
         load_data(str(photos), sise=(8,))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inkdrop.data.images import ImageSet, Source
-from inkdrop.data.points import MIXTURES, POINTS, RADII, SQUARE, PointSet, draw
+from inkdrop.data.points import MIXTURES, POINTS, RADII, SQUARE, PointSet, dial, draw, draw_told
 from inkdrop.errors import InkdropError
 
 
@@ -52,7 +52,9 @@ def test_a_point_set_is_frozen():
         ({"points": torch.tensor([[0.0, 1], [0, math.nan]])}, "point 1 is [0.0, nan]"),
         ({"points": torch.tensor([[math.inf, 1.0]])}, "point 0 is [inf, 1.0]"),
         ({"labels": torch.tensor([0, 1])}, "shape (5,), one for each point, got (2,)"),
-        ({"labels": torch.zeros(5)}, "labels must be int64, got torch.float32"),
+        ({"labels": torch.zeros(5)}, "vectors and must have shape (5, numbers)"),
+        ({"labels": torch.zeros(5).half()}, "classes or float32 vectors, got torch.float16"),
+        ({"labels": torch.full((5, 2), math.inf)}, "0 is [inf, inf]"),
         ({"labels": torch.tensor([0, 1, 2, -1, 0])}, "label 3 is -1"),
     ],
 )
@@ -227,3 +229,57 @@ def test_the_swiss_roll_turns_outwards_once_and_a_half():
     assert (turns - turns.round()).abs().mean() * 2 * math.pi < 0.5
     assert radius.min() > 1.5 * math.pi - 3
     assert radius.max() < 4.5 * math.pi + 3
+
+
+# Vectors, and points that are told one
+
+
+def test_labels_may_be_vectors():
+    vectors = torch.arange(15, dtype=torch.float32).reshape(5, 3)
+    points = point_set(labels=vectors)
+    assert (points.vector, points.classes) == (3, None)
+    assert point_set().vector is point_set(labels=None).vector is None
+    taken = points.take([3, 1])
+    assert torch.equal(taken.labels, vectors[[3, 1]])
+    assert torch.equal(points.labels_at([2]), vectors[2:3])
+    images = ImageSet(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), vectors, "told")
+    assert images.vector == 3
+
+
+def test_the_fingerprint_tells_vectors_from_each_other_and_from_classes():
+    vectors = torch.tensor([[0.0], [2], [1], [2], [0]])
+    prints = [
+        point_set(labels=labels).fingerprint
+        for labels in (None, vectors[:, 0].long(), vectors, vectors + 1, vectors.repeat(1, 2))
+    ]
+    assert len(set(prints)) == 5
+    assert point_set(labels=vectors.clone()).fingerprint == prints[2]
+
+
+def test_the_dial_is_told_its_angle_and_turns_with_it():
+    points, told = draw_told("points-dial", 60_000)
+    assert torch.equal(points, draw("points-dial", 60_000))
+    assert told.shape == (60_000, 2)
+    torch.testing.assert_close(told.norm(dim=1), torch.ones(60_000))
+    angle = torch.atan2(told[:, 1], told[:, 0]).double()
+    for centre in (-3.0, -0.5, 1.2):
+        near = (angle - centre).abs() < 0.03
+        found = points[near].double().numpy()
+        means, covariances, weights = dial(centre)
+        mean = weights @ means
+        spread = means - mean
+        covariance = np.einsum("k,kij->ij", weights, covariances) + (
+            np.einsum("k,ki,kj->ij", weights, spread, spread)
+        )
+        np.testing.assert_allclose(found.mean(axis=0), mean, atol=0.1)
+        np.testing.assert_allclose(np.cov(found.T), covariance, atol=0.08)
+    assert draw_told("points-gmm", 3)[1] is None
+
+
+def test_the_hand_of_the_dial_points_at_its_angle():
+    means, covariances, weights = dial(math.pi / 2)
+    np.testing.assert_allclose(means[:, 0], 0, atol=1e-12)
+    assert means[0, 1] > means[1, 1] > 0 > means[2, 1]
+    assert weights.sum() == pytest.approx(1)
+    assert covariances[0, 1, 1] > covariances[0, 0, 0]  # along the hand
+    assert covariances[2, 1, 1] < covariances[2, 0, 0]  # its tail, across it

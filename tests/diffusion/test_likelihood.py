@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ MIXTURE = GaussianMixture(
 POINTS = MIXTURE.sample(40, seed=4)
 
 
+class Parts(NamedTuple):
+    """A condition of several tensors."""
+
+    one: torch.Tensor
+    none: None
+    other: torch.Tensor
+
+
 class Network(nn.Module):
     """Some function of x, t and the condition, with or without a variance; never float32."""
 
@@ -40,6 +49,8 @@ class Network(nn.Module):
         self.largest = max(self.largest, len(x))
         told = t.reshape(-1, *[1] * (x.ndim - 1))
         answer = self.drop(torch.sin(2 * x + 0.3 * told) + 0.4 * x)
+        if isinstance(condition, Parts):
+            condition = condition.one + condition.other
         if condition is not None:
             answer = answer + condition.reshape(-1, *[1] * (x.ndim - 1))
         return torch.cat([answer, torch.cos(x)], dim=1) if self.learned else answer
@@ -118,6 +129,8 @@ def test_the_figure_does_not_depend_on_the_batches_the_images_came_in(terms):
             yield x[first:last], condition[first:last]
 
     same(bits_per_dim(denoiser, batches(), batch_size=10, **options), whole)
+    parts = Parts(condition / 2, None, condition / 2)
+    same(bits_per_dim(denoiser, x, parts, batch_size=7, **options), whole)
     assert bits_per_dim(denoiser, x, **options).total != whole.total
 
 

@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inkdrop.conditions import rows_of
 from inkdrop.errors import InkdropError
 from inkdrop.networks.embedding import (
     Condition,
     ConditionEmbedding,
-    rows_of,
+    condition_of,
     sinusoidal,
-    to_device,
+    without,
 )
 from inkdrop.randomness import torch_seeded
 
@@ -180,23 +181,114 @@ def test_classes_are_wanted_and_refused_in_a_condition_as_without_one():
         embedding(classes=3)(T, Condition(CLASSES + 1))
 
 
-@pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([3, 0])], ids=["slice", "index"])
-def test_rows_of_a_condition_are_taken_from_all_of_it(rows):
-    classes, augmentation = torch.arange(4), labels(4, 9)
-    assert rows_of(None, rows) is None
-    assert torch.equal(rows_of(classes, rows), classes[rows])
-    both = rows_of(Condition(classes, augmentation), rows)
-    assert isinstance(both, Condition)
-    assert torch.equal(both.classes, classes[rows])
-    assert torch.equal(both.augmentation, augmentation[rows])
-    assert rows_of(Condition(classes), rows).augmentation is None
-    assert rows_of(Condition(None, augmentation), rows).classes is None
+# Told nothing
 
 
-def test_a_condition_is_moved_as_a_whole():
-    assert to_device(None, "meta") is None
-    assert to_device(CLASSES, "meta").device.type == "meta"
-    both = to_device(Condition(CLASSES, labels(2, 9)), "meta")
-    assert isinstance(both, Condition)
-    assert {part.device.type for part in both} == {"meta"}
-    assert to_device(Condition(CLASSES), "meta").augmentation is None
+VECTORS = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, 0.0]])
+
+
+def test_a_null_class_is_looked_up_as_one_more_class():
+    network = embedding(classes=3, null=True)
+    assert network.class_embedding.num_embeddings == 4
+    at = T[:1]
+    base = network(at, torch.tensor([-1])) - network.class_embedding.weight[3]
+    torch.testing.assert_close(
+        network(at, torch.tensor([2])), base + network.class_embedding.weight[2]
+    )
+    both = network(T, torch.tensor([-1, 1]))
+    torch.testing.assert_close(both[:1], network(at, torch.tensor([-1])))
+
+
+def test_the_null_condition_tells_nothing_and_keeps_shape_and_type():
+    network = embedding(classes=3, null=True)
+    for dtype in (torch.int64, torch.int32):
+        null = network.null_condition(CLASSES.to(dtype))
+        assert (null.dtype, null.tolist()) == (dtype, [-1, -1])
+    null = embedding(vector=3, null=True).null_condition(VECTORS)
+    assert null.shape == VECTORS.shape
+    assert null.isnan().all()
+    told = network.null_condition(Condition(CLASSES, labels(2, 9)))
+    assert told.classes.tolist() == [-1, -1]
+    assert torch.equal(told.augmentation, labels(2, 9))
+    assert told.vectors is None
+
+
+def test_a_network_that_cannot_be_told_nothing_says_how_to_train_one_that_can():
+    for network in (embedding(classes=3), embedding(vector=3)):
+        with pytest.raises(InkdropError, match=r"train one with --label-dropout 0\.1"):
+            network.null_condition(CLASSES)
+    with pytest.raises(InkdropError, match="takes no condition"):
+        embedding(null=True).null_condition(CLASSES)
+
+
+@pytest.mark.parametrize("changes", [{"classes": 3}, {"vector": 3}])
+def test_what_stands_for_nothing_gets_a_gradient_even_where_all_is_told(changes):
+    network = embedding(**changes, null=True)
+    told = CLASSES if "classes" in changes else VECTORS
+    network(T, told).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    network.zero_grad()
+    network(T, without(told, torch.tensor([True, False]))).sum().backward()
+    learnt = (
+        network.class_embedding.weight.grad[3]
+        if network.null_vector is None
+        else network.null_vector.grad
+    )
+    torch.testing.assert_close(learnt, torch.ones(6))
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_vector_left_out_is_the_learnt_one_whatever_the_others_are():
+    network = embedding(vector=3, null=True)
+    with torch.no_grad():
+        network.null_vector.add_(torch.arange(6.0))
+    untold = network(T, torch.full((2, 3), math.nan))
+    torch.testing.assert_close(
+        untold, network.mlp(sinusoidal(T, 8)) + torch.arange(6.0).expand(2, 6)
+    )
+    mixed = network(T, without(VECTORS, torch.tensor([True, False])))
+    torch.testing.assert_close(mixed[0], untold[0])
+    torch.testing.assert_close(mixed[1], network(T, VECTORS)[1])
+    assert not torch.allclose(mixed[1], untold[1])
+
+
+def test_vectors_are_told_alone_or_in_a_condition():
+    network = embedding(vector=3, augmentations=9)
+    assert torch.equal(network(T, VECTORS), network(T, Condition(None, None, VECTORS)))
+    assert torch.equal(network(T, VECTORS.double()), network(T, VECTORS))
+    assert not torch.allclose(network(T, VECTORS), network(T, VECTORS + 1))
+    told = condition_of(VECTORS, labels(2, 9))
+    assert not torch.allclose(network(T, told), network(T, VECTORS))
+    assert condition_of(VECTORS, None) is VECTORS
+    assert condition_of(CLASSES, labels(2, 9)).classes is CLASSES
+    assert torch.equal(rows_of(told, slice(1, 2)).vectors, VECTORS[1:])
+
+
+def test_a_compiled_network_is_told_nothing_the_same():
+    for changes, told in (({"classes": 3}, CLASSES), ({"vector": 3}, VECTORS)):
+        network = embedding(**changes, null=True)
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        for condition in (told, network.null_condition(told)):
+            assert torch.equal(compiled(T, condition), network(T, condition))
+
+
+@pytest.mark.parametrize(
+    ("changes", "condition", "message"),
+    [
+        ({"vector": 3}, None, "conditional on vectors: give condition, 3 floats for each"),
+        ({"vector": 3}, CLASSES, r"3 floats each, got shape \(2,\) of torch.int64"),
+        ({"vector": 3}, VECTORS[:, :2], r"got shape \(2, 2\)"),
+        ({"vector": 3}, VECTORS[:1], r"got shape \(1, 3\)"),
+        ({"vector": 3}, VECTORS * math.inf, "vectors must be finite, but .* example 0"),
+        ({"vector": 3}, VECTORS * math.nan, "vectors must be finite, but"),
+        ({"vector": 3, "null": True}, VECTORS / VECTORS, "or all NaN for none, .* example 1"),
+        ({"vector": 3}, Condition(CLASSES, None, VECTORS), "give one, not both"),
+        ({"classes": 3}, VECTORS, "one integer for each example"),
+        ({"classes": 3, "null": True}, CLASSES - 3, "0 … 2 and -1 for none, but .* -2 … -1"),
+        ({}, VECTORS, "takes no condition"),
+    ],
+)
+def test_what_cannot_be_told_is_an_error_of_one_line(changes, condition, message):
+    with pytest.raises(InkdropError, match=message) as error:
+        embedding(**changes)(T, condition)
+    assert "\n" not in str(error.value)

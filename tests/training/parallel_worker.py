@@ -77,6 +77,7 @@ class Tied(nn.Module):
 MAKERS: dict[str, Any] = {
     "unet": lambda: UNet(UNET, 1, (4, 4)),
     "mlp": lambda: MLP(MLPConfig(width=7, blocks=2, waves=3), 2),
+    "told": lambda: MLP(MLPConfig(width=7, blocks=1, vector=3), 2, null=True),
     "idle": WithIdleParts,
     "tied": Tied,
 }
@@ -98,6 +99,10 @@ def batch(name: str, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     x = torch.randn(shape, dtype=torch.float64, generator=g)
     target = torch.randn(shape, dtype=torch.float64, generator=g)
     t = torch.randint(10, (BATCH,), generator=g)
+    if name == "told":
+        vectors = torch.randn(BATCH, 3, generator=g)
+        vectors[0] = math.nan  # none is told, to one example of one process only
+        return x, t, vectors, target
     classes = torch.randint(3, (BATCH,), generator=g) if name == "unet" else None
     return x, t, classes, target
 

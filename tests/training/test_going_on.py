@@ -24,8 +24,10 @@ from inkdrop.data.images import Source
 from inkdrop.data.stream import Batch
 from inkdrop.errors import InkdropError
 from inkdrop.run import read_config
+from inkdrop.training import looking as looking_module
 from inkdrop.training import trainer as trainer_module
 from inkdrop.training.guards import TrainingDiverged
+from inkdrop.training.looking import Looking
 from inkdrop.training.memory import find_parts
 from inkdrop.training.trainer import Trainer, train
 
@@ -362,13 +364,13 @@ def best_at_three(
     tmp_path: Path, config: MakeConfig, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A run that was stopped and went on, and whose held-out loss was lowest after three steps."""
-    measured = Trainer._held_out_row
+    measured = Looking.held_out_row
     losses = {3: 0.5, 6: 0.9, 9: 0.7, 12: 0.6}
 
-    def row(trainer: Trainer, held_out: Any) -> dict[str, Any]:
-        return measured(trainer, held_out) | {"held_out_loss": losses[trainer.step]}
+    def row(looking: Looking, step: int) -> dict[str, Any]:
+        return measured(looking, step) | {"held_out_loss": losses[step]}
 
-    monkeypatch.setattr(Trainer, "_held_out_row", row)
+    monkeypatch.setattr(Looking, "held_out_row", row)
     c = config()
     c.logging.held_out_every, c.logging.checkpoint_every, c.logging.keep_checkpoints = 3, 4, 1
     stopped = Trainer(c, tmp_path / "run", source=source)
@@ -447,13 +449,15 @@ def test_training_goes_on_in_runs_of_every_version(tmp_path: Path, version: int)
 def test_broken_samples_are_told_of_early(
     tmp_path: Path, config: MakeConfig, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "SHORTEST", 12)
+    monkeypatch.setattr(looking_module, "SHORTEST", 12)
     trainer = listened_to(config(), tmp_path / "healthy", source=source)
     trainer.run()
     assert not [line for line in said(trainer) if "early look" in line or "no weight" in line]
 
     broken = listened_to(config(), tmp_path / "broken", source=source)
-    monkeypatch.setattr(broken, "_sampled", lambda count, steps: torch.full((64, 1, 4, 4), -1.0))
+    monkeypatch.setattr(
+        broken.looking, "sampled", lambda count, steps: torch.full((64, 1, 4, 4), -1.0)
+    )
     broken.run()
     warnings = [line for line in said(broken) if "early look" in line]
     assert len(warnings) == 2  # steps 1 (of 1% and 5%) and 3
@@ -473,7 +477,7 @@ def test_a_short_training_is_not_sampled_but_weights_that_stand_still_are_told_o
     ) -> Tensor:
         return 0 * inkdrop.objectives.simple(denoiser, x_start, t, noise, condition)
 
-    monkeypatch.setattr(Trainer, "_sampled", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(Looking, "sampled", lambda *_: pytest.fail("sampled"))
     trainer = listened_to(config(steps=4), tmp_path / "run", source=source, objective=detached)
     trainer.run()
     warnings = [line for line in said(trainer) if "no weight has changed yet" in line]

@@ -192,7 +192,7 @@ def test_the_held_out_loss_is_on_fixed_images_timesteps_and_noise(
         for p in trainer.ema.network.parameters():
             torch.nn.init.constant_(p, 0.01)
         assert trainer.held_out is not None
-        rows.append(trainer._held_out_row(trainer.held_out))
+        rows.append(trainer.looking.held_out_row(trainer.step))
     assert rows[0] == rows[1]
     assert rows[0]["held_out_loss"] > 0
 
@@ -258,7 +258,7 @@ def test_a_conditional_network_is_given_the_labels(
     x_t, t = torch.randn(1, 1, 4, 4), 10
     answers = [run.denoiser(x_t, t, torch.tensor([i])).x_start for i in range(3)]
     assert not torch.equal(answers[0], answers[1])
-    assert run.cycled_classes(2, 3).tolist() == [2, 0, 1]  # type: ignore[union-attr]
+    assert run.conditions(2, 3).tolist() == [2, 0, 1]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -799,6 +799,6 @@ def test_streamed_images_that_are_held_out_are_decoded_once(
 ) -> None:
     trainer = Trainer(on_files(config(), photos, streaming=True), tmp_path / "run")
     assert trainer.held_out is not None
-    before = trainer._held_out_row(trainer.held_out)
+    before = trainer.looking.held_out_row(trainer.step)
     monkeypatch.setattr(StreamedImages, "at", lambda *_: pytest.fail("decoded again"))
-    assert trainer._held_out_row(trainer.held_out) == before
+    assert trainer.looking.held_out_row(trainer.step) == before

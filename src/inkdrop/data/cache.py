@@ -43,7 +43,7 @@ _FEW = 500  # images that are decoded sooner than worker processes start
 _PATIENCE = 1.0  # seconds after which waiting for another process is worth a word
 _PIXELS, _LABELS, _FACTS = "images.bin", "labels.npy", "cache.json"
 _BUILDING = ".building"
-OTHERS = ("checks", "tars", "unpacked")  # folders of the cache that decoding has no part in
+OTHERS = ("checks", "tars", "unpacked", "features")  # folders that decoding has no part in
 
 
 class CacheEntry(NamedTuple):

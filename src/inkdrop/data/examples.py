@@ -24,8 +24,11 @@ Indices = Sequence[int] | NDArray[np.integer[Any]] | Tensor
 class Examples(ABC):
     """Examples in memory and, if there are any, their labels: an `ImageSet` or a `PointSet`.
 
+    A label is what a conditional network is told of an example: its class, or a vector of numbers.
+
     Attributes:
-        labels: (N,) int64, 0 or more; None for examples without labels.
+        labels: classes (N,) int64, 0 or more, or vectors (N, V) float32, finite; None for examples
+            without labels.
         name: what messages call the set.
     """
 
@@ -71,8 +74,22 @@ class Examples(ABC):
 
     @cached_property
     def classes(self) -> int | None:
-        """The largest label + 1; None without labels."""
-        return None if self.labels is None else int(self.labels.max()) + 1
+        """The largest label + 1; None without labels, or where these are vectors."""
+        if self.labels is None or self.vector is not None:
+            return None
+        return int(self.labels.max()) + 1
+
+    @property
+    def vector(self) -> int | None:
+        """V, where the labels are vectors (N, V); None otherwise."""
+        return None if self.labels is None or self.labels.ndim == 1 else self.labels.shape[1]
+
+    @property
+    def told(self) -> str:
+        """What the labels are, in words."""
+        if self.vector is not None:
+            return f"vectors of {self.vector} number{'s' if self.vector > 1 else ''}"
+        return "none" if self.labels is None else "classes"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,10 +99,13 @@ class Examples(ABC):
         set's fingerprint and the indices.
         """
         labelled = "labelled" if self.labels is not None else "unlabelled"
+        if self.vector is not None:
+            labelled = f"told vectors of {self.vector}"
         digest = hashlib.sha256(f"{tuple(self.values.shape)} {labelled}\n".encode())
         digest.update(self.values.contiguous().numpy().data)
         if self.labels is not None:
-            digest.update(self.labels.numpy().astype("<i8").tobytes())
+            kind = "<i8" if self.vector is None else "<f4"
+            digest.update(self.labels.numpy().astype(kind).tobytes())
         return digest.hexdigest()
 
     def take(self, indices: Indices) -> Self:
@@ -122,8 +142,13 @@ class Examples(ABC):
         if self.labels is None:
             return
         labels, count = self.labels, len(self)
+        if labels.dtype == torch.float32:
+            _check_vectors(labels, count, self.noun, self.name)
+            return
         if labels.dtype != torch.int64:
-            raise InkdropError(f"{self.name}: labels must be int64, got {labels.dtype}")
+            raise InkdropError(
+                f"{self.name}: labels must be int64 classes or float32 vectors, got {labels.dtype}"
+            )
         if labels.shape != (count,):
             raise InkdropError(
                 f"{self.name}: labels must have shape ({count},), one for each {self.noun}, got "
@@ -139,6 +164,21 @@ class Examples(ABC):
                 f"{self.name}: labels must be below {MOST_CLASSES:,}, but one is "
                 f"{int(labels.max())}: number the classes from 0"
             )
+
+
+def _check_vectors(vectors: Tensor, count: int, noun: str, name: str) -> None:
+    if vectors.ndim != 2 or len(vectors) != count or vectors.shape[1] < 1:
+        raise InkdropError(
+            f"{name}: labels of floats are vectors and must have shape ({count}, numbers), one row "
+            f"for each {noun}, got {tuple(vectors.shape)}"
+        )
+    bad = ~vectors.isfinite().all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise InkdropError(
+            f"{name}: vectors must be finite, but that of {noun} {first} is "
+            f"{vectors[first].tolist()}"
+        )
 
 
 def to_x_start(values: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class ImageSet(Examples):
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64, 0 or more; None for images without labels.
+        labels: classes (N,) int64, 0 or more, or vectors (N, V) float32, finite; None for images
+            without labels.
         name: what messages call the set.
 
     Raises:
@@ -59,17 +60,23 @@ class Source:
     """Training examples and, if the source has them, test examples of the same shape.
 
     Raises:
-        InkdropError: if the two differ in shape.
+        InkdropError: if the two differ in shape, or in the kind of their labels.
     """
 
     train: Examples
-    test: Examples | None
+    test: Examples | None = None
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.shape != self.train.shape:
             raise InkdropError(
                 f"{self.test.name} has {self.test.noun}s of shape {self.test.shape}, but "
                 f"{self.train.name} of {self.train.shape}: they must be the same"
+            )
+        if self.test is not None and self.test.vector != self.train.vector:
+            told, other = self.test.told, self.train.told
+            raise InkdropError(
+                f"the labels of {self.test.name} are {told}, but those of {self.train.name} "
+                f"{other}: they must be the same"
             )
 
 

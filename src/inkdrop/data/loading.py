@@ -97,6 +97,8 @@ def load_data(*places: str, **settings: Any) -> Source:
 
 def _points_in_words(points: PointSet) -> list[str]:
     classes = "no labels" if points.classes is None else f"{points.classes} classes"
+    if points.vector is not None:
+        classes = f"told vectors of {points.vector}"
     spread = points.points.std(dim=0, correction=0)
     words = [f"{points.name}: {len(points):,} points, {points.size}, {classes}"]
     if not 0.2 < float(spread.max()) < 5:

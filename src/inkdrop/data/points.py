@@ -25,7 +25,8 @@ class PointSet(Examples):
 
     Attributes:
         points: (N, D) float32, finite; best with a standard deviation near one.
-        labels: (N,) int64, 0 or more; None for points without labels.
+        labels: classes (N,) int64, 0 or more, or vectors (N, V) float32, finite; None for points
+            without labels.
         name: what messages call the set.
 
     Raises:
@@ -75,6 +76,7 @@ def draw(name: str, n: int, seed: int = 0, purpose: str = "points") -> Tensor:
         points-checkerboard   the eight dark squares of a board of 4×4
         points-two-moons      two interlocked half circles
         points-rings          three concentric rings
+        points-dial           the hand of a dial at any angle, see `dial`
 
     Args:
         seed, purpose: the address of the draw, see `inkdrop.randomness`.
@@ -82,16 +84,54 @@ def draw(name: str, n: int, seed: int = 0, purpose: str = "points") -> Tensor:
     Raises:
         InkdropError: if the name is unknown or n is less than 1.
     """
+    return draw_told(name, n, seed, purpose)[0]
+
+
+def draw_told(
+    name: str, n: int, seed: int = 0, purpose: str = "points"
+) -> tuple[Tensor, Tensor | None]:
+    """The points of `draw`, and the vectors (n, V) float32 that are told of them, if any are.
+
+    Of points-dial the vectors are (cos θ, sin θ), θ the angle at which the hand stood.
+    """
     if name not in _DRAWS:
         raise unknown_name("distribution of points", name, _DRAWS)
     if n < 1:
         raise InkdropError(f"n must be at least 1, got {n}")
-    points = _DRAWS[name](n, generator(seed, f"{purpose}: {name}"))
-    return torch.from_numpy(points.astype(np.float32))
+    drawn = _DRAWS[name](n, generator(seed, f"{purpose}: {name}"))
+    points, vectors = drawn if isinstance(drawn, tuple) else (drawn, None)
+    told = None if vectors is None else torch.from_numpy(vectors.astype(np.float32))
+    return torch.from_numpy(points.astype(np.float32)), told
 
 
-def _mixture(*modes: tuple[float, float, float, float, float, float]) -> Mixture:
-    """From modes (weight, x, y, length, width, angle in degrees), moved to have mean zero."""
+def dial(angle: float) -> Mixture:
+    """The points of points-dial given an angle in radians: a hand of three modes that points there.
+
+    Two lie along the hand; the third is its tail, across it.
+    """
+    means, covariances, weights = _HAND
+    turn = _turned(np.array([angle]))[0]
+    return Mixture(means @ turn.T, turn @ covariances @ turn.T, weights)
+
+
+def _turned(angles: Floats) -> Floats:
+    """The rotations (n, 2, 2) by angles (n,) in radians."""
+    cosine, sine = np.cos(angles), np.sin(angles)
+    rotations: Floats = np.stack([np.stack([cosine, -sine], 1), np.stack([sine, cosine], 1)], 1)
+    return rotations
+
+
+Mode = tuple[float, float, float, float, float, float]
+
+
+def _mixture(*modes: Mode) -> Mixture:
+    """From modes as those of `_as_given`, moved to have mean zero."""
+    means, covariances, weights = _as_given(*modes)
+    return Mixture(means - weights @ means, covariances, weights)
+
+
+def _as_given(*modes: Mode) -> Mixture:
+    """From modes (weight, x, y, length, width, angle in degrees)."""
     weights, x, y, length, width, angle = np.array(modes, dtype=np.float64).T
     weights = weights / weights.sum()
     means = np.stack([x, y], axis=1)
@@ -99,8 +139,14 @@ def _mixture(*modes: tuple[float, float, float, float, float, float]) -> Mixture
     along = length[:, None] * np.stack([cosine, sine], axis=1)
     across = width[:, None] * np.stack([-sine, cosine], axis=1)
     covariances = along[:, :, None] * along[:, None, :] + across[:, :, None] * across[:, None, :]
-    return Mixture(means - weights @ means, covariances, weights)
+    return Mixture(means, covariances, weights)
 
+
+_HAND = _as_given(  # of the dial, at angle 0
+    (0.45, 1.25, 0, 0.20, 0.07, 0),
+    (0.35, 0.55, 0, 0.16, 0.07, 0),
+    (0.20, -0.45, 0, 0.28, 0.07, 90),
+)
 
 MIXTURES: dict[str, Mixture] = {
     "points-gmm": _mixture(
@@ -116,7 +162,17 @@ MIXTURES: dict[str, Mixture] = {
 
 
 def _gmm(n: int, draws: np.random.Generator) -> Floats:
-    means, covariances, weights = MIXTURES["points-gmm"]
+    return _of_mixture(MIXTURES["points-gmm"], n, draws)
+
+
+def _dial(n: int, draws: np.random.Generator) -> tuple[Floats, Floats]:
+    angles = 2 * math.pi * draws.random(n)
+    points: Floats = np.einsum("nij,nj->ni", _turned(angles), _of_mixture(_HAND, n, draws))
+    return points, np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _of_mixture(mixture: Mixture, n: int, draws: np.random.Generator) -> Floats:
+    means, covariances, weights = mixture
     mode = draws.choice(len(weights), size=n, p=weights)
     factors = np.linalg.cholesky(covariances)
     noise = draws.standard_normal((n, 2))
@@ -160,12 +216,13 @@ def _rings(n: int, draws: np.random.Generator) -> Floats:
 SQUARE = 0.75  # the side of a square of the checkerboard
 RADII = (0.4, 0.85, 1.3)  # of the rings, which are equally dense
 
-_DRAWS: dict[str, Callable[[int, np.random.Generator], Floats]] = {
+_DRAWS: dict[str, Callable[[int, np.random.Generator], Floats | tuple[Floats, Floats]]] = {
     "points-gmm": _gmm,
     "points-swiss-roll": _swiss_roll,
     "points-checkerboard": _checkerboard,
     "points-two-moons": _two_moons,
     "points-rings": _rings,
+    "points-dial": _dial,
 }
 POINTS = tuple(_DRAWS)
 

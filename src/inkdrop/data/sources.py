@@ -12,7 +12,7 @@ from ..config import OWN_IMAGES, SOURCES, DataConfig
 from ..errors import InkdropError
 from .images import ImageSet, Source
 from .places import DATA_VARIABLE, expanded
-from .points import POINTS, PointSet, draw
+from .points import POINTS, PointSet, draw_told
 from .stored.arrays import Points
 from .stored.collection import Found
 from .stored.hub import find_hub
@@ -89,11 +89,9 @@ def _named(name: str, data: DataConfig) -> Found | Source:
     if name == "digits":
         return _digits()
     if name in POINTS:
-        train = PointSet(
-            draw(name, _TRAIN_POINTS, purpose="training points"), None, f"{name} train"
-        )
-        test = PointSet(draw(name, _TEST_POINTS, purpose="test points"), None, f"{name} test")
-        return Source(train, test)
+        train = draw_told(name, _TRAIN_POINTS, purpose="training points")
+        test = draw_told(name, _TEST_POINTS, purpose="test points")
+        return Source(PointSet(*train, f"{name} train"), PointSet(*test, f"{name} test"))
     root = os.environ.get(DATA_VARIABLE)
     if not root:
         return find_hub(_HUB_REFERENCES[name], data.streaming)

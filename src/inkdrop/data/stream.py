@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x_start: (B, C, H, W) in [-1, 1] or (B, D), float32.
-        labels: (B,) int64 or None.
+        labels: (B,) int64, (B, V) float32 or None.
         augmentation: (B, A) float32, what was done to the images; None for nothing that a network
             is told.
     """

@@ -38,6 +38,21 @@ class Output(NamedTuple):
     variance_fraction: Tensor | None
 
 
+class Level(NamedTuple):
+    """Where x_t (B, …) stands on a schedule.
+
+    Attributes:
+        t: the schedule's own timesteps (B,), or one number for all, where the caller knew it.
+        told: (B,), what the network is told of them.
+        alpha, sigma: √ᾱ_t and √(1-ᾱ_t), shaped to scale x_t.
+    """
+
+    t: Tensor | float
+    told: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
 class Denoiser:
     """A network, the schedule it was trained under, and what it predicts.
 
@@ -88,9 +103,7 @@ class Denoiser:
         Raises:
             InkdropError: for t outside 0 … T-1, or a network that answers in another shape.
         """
-        t = self._checked(t, x_t)
-        told = self.schedule.lookup("network_timesteps", t, t)
-        return self._ask(x_t, told, condition)
+        return self._output(x_t, self._level(t, x_t), condition)
 
     def predict(self, x_t: Tensor, t: Tensor | int, condition: Any = None) -> Tensor:
         """The network's prediction, like x_t: `ask` without a learned variance."""
@@ -98,16 +111,12 @@ class Denoiser:
 
     def estimate(self, output: Output, x_t: Tensor, t: Tensor | int) -> Estimate:
         """What an `ask`ed output says of x_t (B, …) at timesteps t."""
-        t = self._checked(t, x_t)
-        alpha = self.schedule.lookup("sqrt_alphas_cumprod", t, x_t)
-        sigma = self.schedule.lookup("sqrt_one_minus_alphas_cumprod", t, x_t)
-        pair = to_pair(self.prediction, output.prediction, x_t, alpha, sigma)
-        return Estimate(pair.x_start, pair.noise, output.variance_fraction)
+        return self._estimated(output, x_t, self._level(t, x_t))
 
     def __call__(self, x_t: Tensor, t: Tensor | int, condition: Any = None) -> Estimate:
         """x̂₀ and ε̂ for x_t (B, …) at timesteps t: (B,) integers, or one for all."""
-        t = self._checked(t, x_t)
-        return self.estimate(self.ask(x_t, t, condition), x_t, t)
+        level = self._level(t, x_t)
+        return self._estimated(self._output(x_t, level, condition), x_t, level)
 
     def between(self, x_t: Tensor, t: Tensor, condition: Any = None) -> Estimate:
         """x̂₀ and ε̂ at one real-valued timestep, for networks that take such t; ours do.
@@ -123,14 +132,18 @@ class Denoiser:
         low = t.floor().clamp(max=self.schedule.timesteps - 2)
         ends = self.schedule.network_timesteps[int(low) : int(low) + 2].tolist()
         told = ends[0] + (t - low) * (ends[1] - ends[0])
-        output = self._ask(x_t, told.to(x_t).expand(len(x_t)), condition)
-        alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
-        pair = to_pair(self.prediction, output.prediction, x_t, alpha, sigma)
-        return Estimate(pair.x_start, pair.noise, output.variance_fraction)
+        level = Level(
+            float(t),
+            told.to(x_t).expand(len(x_t)),
+            alpha=log_snr.sigmoid().sqrt(),
+            sigma=(-log_snr).sigmoid().sqrt(),
+        )
+        return self._estimated(self._output(x_t, level, condition), x_t, level)
 
-    def _ask(self, x_t: Tensor, told: Tensor, condition: Any) -> Output:
+    def _output(self, x_t: Tensor, level: Level, condition: Any) -> Output:
+        """What the network says: every answer comes through here, and wrappers change it here."""
         dtype = next((p.dtype for p in self.network.parameters()), x_t.dtype)
-        output = self.network(x_t.to(dtype), told, condition)
+        output = self.network(x_t.to(dtype), level.told, condition)
         expected = tuple(x_t.shape)
         if self.learned_variance:
             expected = (expected[0], 2 * expected[1], *expected[2:])
@@ -151,13 +164,26 @@ class Denoiser:
         prediction, variance = output.chunk(2, dim=1)
         return Output(prediction, (variance + 1) / 2)
 
-    def _checked(self, t: Tensor | int, x_t: Tensor) -> Tensor:
-        t = torch.as_tensor(t, device=x_t.device)
-        if t.ndim == 0:
-            t = t.expand(len(x_t))
-        if t.shape != (len(x_t),):
-            raise InkdropError(f"t has shape {tuple(t.shape)}, but x_t holds {len(x_t)} examples")
-        return checked_t(t, self.schedule.timesteps)
+    def _estimated(self, output: Output, x_t: Tensor, level: Level) -> Estimate:
+        pair = to_pair(self.prediction, output.prediction, x_t, level.alpha, level.sigma)
+        return Estimate(pair.x_start, pair.noise, output.variance_fraction)
+
+    def _level(self, t: Tensor | int, x_t: Tensor) -> Level:
+        rows = torch.as_tensor(t, device=x_t.device)
+        one = rows.ndim == 0
+        if one:
+            rows = rows.expand(len(x_t))
+        if rows.shape != (len(x_t),):
+            raise InkdropError(
+                f"t has shape {tuple(rows.shape)}, but x_t holds {len(x_t)} examples"
+            )
+        rows = checked_t(rows, self.schedule.timesteps)
+        return Level(
+            int(t) if one and not isinstance(t, Tensor) else rows,
+            self.schedule.lookup("network_timesteps", rows, rows),
+            self.schedule.lookup("sqrt_alphas_cumprod", rows, x_t),
+            self.schedule.lookup("sqrt_one_minus_alphas_cumprod", rows, x_t),
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class StepTerms:
 def measure_terms(
     denoiser: Denoiser,
     images: Tensor | Batches,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     batch_size: int = 256,
     seed: int = 0,
@@ -153,7 +154,7 @@ def measure_path(
     denoiser: Denoiser,
     n: int = 128,
     *,
-    condition: Tensor | None = None,
+    condition: Any = None,
     batch_size: int | None = None,
     seed: int = 0,
     clip: str | None = "auto",

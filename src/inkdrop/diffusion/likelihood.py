@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions import count_of, mapped, rows_of, to_device
 from ..errors import InkdropError, unknown_name
 from ..randomness import generator, image_noise
 from ..ranges import warn_of_range
@@ -28,7 +31,7 @@ _BLOCK = 16  # examples whose timesteps are drawn together; part of what a seed 
 _NO_ROWS = torch.zeros(0, dtype=torch.float64)
 LEVEL_BITS = math.log2(127.5)  # pixel levels lie 2/255 apart: what that adds to a density's bits
 
-Batches = Iterable[tuple[Tensor, Tensor | None]]
+Batches = Iterable[tuple[Tensor, Any]]
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -84,7 +87,7 @@ class OdeLikelihood:
 def bits_per_dim(
     denoiser: Denoiser,
     images: Tensor | Batches,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     terms: int | None = None,
     batch_size: int = 256,
@@ -101,7 +104,8 @@ def bits_per_dim(
     Args:
         images: (N, …) in [-1, 1], or batches of (images, condition or None) for a set that does
             not fit in memory. Points are (N, D), of any size.
-        condition: (N, …), given to the network; with batches it comes in them.
+        condition: given to the network: a tensor (N, …), or a NamedTuple of such; with batches it
+            comes in them.
         terms: how many of the KL terms are asked of each example, spread evenly with an offset
             of its own: an unbiased estimate. All by default.
         batch_size: network inputs at once.
@@ -141,8 +145,8 @@ def bits_per_dim(
                 [image_noise(tuple(x.shape[1:]), first, len(x), seed, "bound", k) for k in columns]
             ).to(x)
             here = t[:, columns].T.flatten()
-            repeated = x.repeat(len(columns), *[1] * (x.ndim - 1))
-            told = None if c is None else c.repeat(len(columns), *[1] * (c.ndim - 1))
+            repeated = _tiled(x, len(columns))
+            told = mapped(partial(_tiled, times=len(columns)), c)
             with torch.no_grad(), evaluating(denoiser.network):
                 at = here.to(x.device)
                 estimate = denoiser(q_sample(denoiser.schedule, repeated, at, noise), at, told)
@@ -161,7 +165,7 @@ def bits_per_dim(
 def ode_likelihood(
     denoiser: Denoiser,
     images: Tensor | Batches,
-    condition: Tensor | None = None,
+    condition: Any = None,
     *,
     divergence: str = "hutchinson",
     probes: int = 1,
@@ -228,7 +232,7 @@ def ode_likelihood(
 
 
 def _solved(
-    denoiser: Denoiser, x: Tensor, condition: Tensor | None, directions: Tensor, tolerance: float
+    denoiser: Denoiser, x: Tensor, condition: Any, directions: Tensor, tolerance: float
 ) -> tuple[Tensor, int]:
     """log p (B,) of x, with the divergence seen along `directions`; and the network's inputs."""
     try:
@@ -253,7 +257,7 @@ def _solved(
 
 
 def _flow(
-    denoiser: Denoiser, x: Tensor, t: Tensor, condition: Tensor | None, directions: Tensor
+    denoiser: Denoiser, x: Tensor, t: Tensor, condition: Any, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """dx/dt of the probability flow (as x), and its divergence (B,) seen along `directions`.
 
@@ -284,9 +288,7 @@ class _Sums:
 
     def __init__(self, timesteps: int) -> None:
         self.empty = torch.zeros(3, timesteps, dtype=torch.float64)
-        self.batches: list[
-            Tensor
-        ] = []  # added at the end, in their order on however many processes
+        self.batches: list[Tensor] = []
         self.terms = [_NO_ROWS]
         self.priors = [_NO_ROWS]
 
@@ -336,15 +338,13 @@ def _draws(
 def batched(
     denoiser: Denoiser,
     images: Tensor | Batches,
-    condition: Tensor | None,
+    condition: Any,
     batch_size: int,
     first_index: int = 0,
-) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+) -> Iterator[tuple[int, Tensor, Any]]:
     """(index of the first, images, condition) on the device, in the best precision it has."""
     size = checked_count("batch_size", batch_size)
     if isinstance(images, Tensor):
-        if condition is not None and len(condition) != len(images):
-            raise InkdropError(f"condition holds {len(condition)}, but there are {len(images)}")
         given: Batches = _split(images, condition, size)
     else:
         if condition is not None:
@@ -364,7 +364,7 @@ def batched(
             )
         if not x.isfinite().all():
             raise InkdropError("the likelihood needs finite values, but these hold NaN or infinity")
-        yield first, x.to(device, precision), None if c is None else c.to(device)
+        yield first, x.to(device, precision), to_device(c, device)
         first += len(x)
 
 
@@ -378,9 +378,18 @@ def _decoder_of(decoder: str, x: Tensor) -> str:
     return chosen
 
 
-def _split(x: Tensor, condition: Tensor | None, size: int) -> Batches:
+def _split(x: Tensor, condition: Any, size: int) -> Batches:
+    told = count_of(condition)
+    if told not in (None, len(x)):
+        raise InkdropError(f"condition holds {told}, but there are {len(x)}")
     for i in range(0, len(x), size):
-        yield x[i : i + size], None if condition is None else condition[i : i + size]
+        rows = slice(i, i + size)
+        yield x[rows], rows_of(condition, rows)
+
+
+def _tiled(values: Tensor, times: int) -> Tensor:
+    """(B, …) one after the other, (times B, …)."""
+    return values.repeat(times, *[1] * (values.ndim - 1))
 
 
 def _standard_error(values: Tensor) -> float:

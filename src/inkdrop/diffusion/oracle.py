@@ -3,6 +3,8 @@
 x_t = α x_0 + σ ε of a mixture is a mixture again: its component k is N(α μ_k, α² Σ_k + σ² I). So
 the density at every t, the posterior of x_0 given x_t, the score and the best loss all have closed
 forms, and everything else in inkdrop is tested against them. All of it is float64.
+
+Given a label of the components, a mixture is one of other weights: the closed forms stay.
 """
 
 from __future__ import annotations
@@ -261,18 +263,26 @@ class GaussianMixture:
         y = torch.einsum("kde,bkd->bke", self._vectors, apart)
         return y, (alpha * self._values + one_minus).expand_as(y)
 
-    def _log_components(self, y: Tensor, spread: Tensor) -> Tensor:
-        """log w_k N(x; …) (B, K)."""
+    def _log_components(
+        self, y: Tensor, spread: Tensor, log_weights: Tensor | None = None
+    ) -> Tensor:
+        """log w_k N(x; …) (B, K), where log w_k is the mixture's own or one given, (B, K)."""
         exponent = (y**2 / spread + spread.log() + math.log(2 * math.pi)).sum(2) / -2
-        return self.weights.log() + exponent
+        return (self.weights.log() if log_weights is None else log_weights) + exponent
 
-    def _variances(self, x_t: Tensor, alpha: Tensor, one_minus: Tensor) -> Tensor:
+    def _variances(
+        self,
+        x_t: Tensor,
+        alpha: Tensor,
+        one_minus: Tensor,
+        log_weights: Tensor | None = None,
+    ) -> Tensor:
         """The posterior variance of each number of x_0 (B, D): the covariance's diagonal alone.
 
-        alpha and one_minus are as for `_projected`.
+        alpha, one_minus and log_weights are as for `_projected` and `_log_components`.
         """
         y, spread = self._projected(x_t, alpha, one_minus)
-        shares = self._log_components(y, spread).softmax(1)
+        shares = self._log_components(y, spread, log_weights).softmax(1)
         pulls = alpha.sqrt() * self._values / spread * y
         means = self.means + torch.einsum("kde,bke->bkd", self._vectors, pulls)
         within = torch.einsum("kde,bke->bkd", self._vectors**2, self._values * one_minus / spread)
@@ -282,6 +292,115 @@ class GaussianMixture:
     def _mixed(self, shares: Tensor, y: Tensor) -> Tensor:
         """Σ_k shares_k Q_k y_k (B, D): vectors in the components' axes, averaged."""
         return torch.einsum("kde,bke->bd", self._vectors, shares[:, :, None] * y)
+
+
+class ConditionalMixture:
+    """A Gaussian mixture whose examples come with a label: a class, or a vector.
+
+    Its perfect denoisers are conditional ones, and know a null condition: a class of -1, or a
+    vector of NaN.
+
+    Args:
+        mixture: of all labels together.
+        labels: (K,) integers, the class of each component, by default 0 … K-1; or (K, V) floats,
+            the mean of the vector that an example of each component comes with.
+        spread: with vectors, the standard deviation of their numbers around that mean.
+
+    Raises:
+        InkdropError: for labels of another shape or kind, or a spread that is not above 0.
+    """
+
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        labels: Tensor | Sequence[Any] | None = None,
+        spread: float | None = None,
+    ) -> None:
+        count = len(mixture.weights)
+        labels = torch.arange(count) if labels is None else torch.as_tensor(labels)
+        vectors = labels.is_floating_point()
+        if len(labels) != count or labels.ndim != (2 if vectors else 1):
+            raise InkdropError(
+                f"labels must be ({count},) integers, or ({count}, V) floats, for this mixture; "
+                f"got {tuple(labels.shape)} of {labels.dtype}"
+            )
+        if not vectors and (labels < 0).any():
+            raise InkdropError(f"classes must be at least 0, got {labels.tolist()}")
+        if vectors and not (spread is not None and spread > 0):
+            raise InkdropError(f"labels that are vectors need a spread above 0, got {spread!r}")
+        if not vectors and spread is not None:
+            raise InkdropError(f"classes have no spread (got {spread!r}): leave it out")
+        self.mixture = mixture
+        self.labels = labels.detach().cpu().double() if vectors else labels.long()
+        self.spread = spread
+
+    def given(self, condition: Tensor | int | Sequence[float]) -> GaussianMixture:
+        """The mixture of the examples with one label, which may be the null one."""
+        told = torch.as_tensor(condition)
+        weights = self._log_weights(told[None])[0].exp()
+        means = self.mixture.means.reshape(-1, *self.mixture.shape)
+        return GaussianMixture(means, self.mixture.covariances, weights)
+
+    def log_prob(
+        self, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, condition: Tensor
+    ) -> Tensor:
+        """The exact classifier: log p(condition|x_t) (B,) in nats, differentiable in x_t.
+
+        For vectors it is the density's logarithm. 0 where the condition is the null one.
+
+        Args:
+            x_t: (B, *shape).
+            t: (B,), as networks are told it.
+            condition: classes (B,), or vectors (B, V).
+        """
+        alpha, one_minus = (part[:, None, None] for part in _level_of(schedule, t.cpu()))
+        terms = self.mixture._log_components(*self.mixture._projected(x_t.cpu(), alpha, one_minus))
+        found = (terms.log_softmax(1) + self._log_likelihood(condition.cpu())).logsumexp(1)
+        return found.to(x_t)
+
+    def denoiser(
+        self, schedule: NoiseSchedule, prediction: str = "noise", learned_variance: bool = False
+    ) -> Denoiser:
+        """The perfect denoiser: its x̂₀ is E[x_0|x_t, condition].
+
+        The condition is classes (B,) or vectors (B, V), each row with a label or the null one; None
+        is the null one for all. The arguments are those of `GaussianMixture.denoiser`.
+        """
+        if prediction not in PREDICTIONS:
+            raise unknown_name("prediction", prediction, PREDICTIONS)
+        network = _PerfectConditionalNetwork(self, schedule, prediction, learned_variance)
+        return Denoiser(network, schedule, prediction, self.mixture.shape, learned_variance)
+
+    def _log_weights(self, condition: Tensor) -> Tensor:
+        """log p(k|condition) (B, K), for conditions (B,) or (B, V)."""
+        return (self.mixture.weights.log() + self._log_likelihood(condition)).log_softmax(1)
+
+    def _log_likelihood(self, condition: Tensor) -> Tensor:
+        """log p(condition|k) (B, K); 0 where the condition is the null one."""
+        if self.spread is None:
+            if condition.ndim != 1 or condition.is_floating_point():
+                raise InkdropError(f"condition must be (B,) classes, got {_kind(condition)}")
+            unknown = (condition != -1) & ~torch.isin(condition, self.labels)
+            if unknown.any():
+                raise InkdropError(
+                    f"this mixture has the classes {sorted(set(self.labels.tolist()))}, and -1 "
+                    f"for none, got {condition[unknown][0].item()}"
+                )
+            null = condition == -1
+            told = torch.where(condition[:, None] == self.labels, 0.0, -math.inf).double()
+        else:
+            size = self.labels.shape[1]
+            if condition.ndim != 2 or condition.shape[1] != size:
+                raise InkdropError(f"condition must be (B, {size}), got {_kind(condition)}")
+            null = condition.isnan().all(1)
+            apart = (condition.double()[:, None] - self.labels) / self.spread
+            constant = math.log(2 * math.pi * self.spread**2)
+            told = (apart**2 + constant).sum(2) / -2
+        return told.masked_fill(null[:, None], 0.0)
+
+
+def _kind(condition: Tensor) -> str:
+    return f"{tuple(condition.shape)} of {condition.dtype}"
 
 
 def _as_float64(values: Tensor | Sequence[Any]) -> Tensor:
@@ -307,16 +426,11 @@ class _PerfectNetwork(nn.Module):
         self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        if condition is not None:
-            raise InkdropError("a Gaussian mixture's denoiser takes no condition")
-        x, mixture = x_t.cpu(), self.mixture
-        at = self._at(t.cpu())
-        between = at.is_floating_point()
-        log_snr = self.schedule.log_snr_between(at)[0] if between else self.schedule.log_snr[at]
-        log_snr = log_snr[:, None, None]
-        alpha, one_minus = log_snr.sigmoid(), (-log_snr).sigmoid()
+        x, mixture, at = x_t.cpu(), self.mixture, _own_timesteps(self.schedule, t.cpu())
+        log_weights = self._log_weights(condition)
+        alpha, one_minus = (part[:, None, None] for part in _level_at(self.schedule, at))
         y, spread = mixture._projected(x, alpha, one_minus)
-        shares = mixture._log_components(y, spread).softmax(1)
+        shares = mixture._log_components(y, spread, log_weights).softmax(1)
         pull = mixture._mixed(shares, y / spread)  # -score
         noise = one_minus[:, 0].sqrt() * pull
         shift = mixture._mixed(shares, alpha.sqrt() * mixture._values * y / spread)
@@ -325,19 +439,59 @@ class _PerfectNetwork(nn.Module):
         answer = from_pair(self.prediction, pair, alpha[:, 0].sqrt(), one_minus[:, 0].sqrt())
         answer = answer.reshape(x_t.shape)
         if self.learned_variance:
-            variances = mixture._variances(x, alpha, one_minus)
+            variances = mixture._variances(x, alpha, one_minus, log_weights)
             fraction = best_variance_fraction(self.schedule, at.long()[:, None], variances)
             answer = torch.cat([answer, 2 * fraction.reshape(x.shape) - 1], dim=1)
         return answer.to(x_t)
 
-    def _at(self, told: Tensor) -> Tensor:
-        """The schedule's own timesteps, for those it names to networks."""
-        names = self.schedule.network_timesteps.numpy()
-        if told.is_floating_point():
-            at = np.interp(told.double().numpy(), names, np.arange(len(names)))
-            return torch.from_numpy(at)
-        at = np.searchsorted(names, told.numpy()).clip(max=len(names) - 1)
-        unknown = told.numpy()[names[at] != told.numpy()]
-        if len(unknown):
-            raise InkdropError(f"this mixture's denoiser does not know timestep {unknown[0]}")
+    def _log_weights(self, condition: Tensor | None) -> Tensor | None:
+        """The components' weights (B, K) under the condition, where they are not the mixture's."""
+        if condition is not None:
+            raise InkdropError("a Gaussian mixture's denoiser takes no condition")
+        return None
+
+
+class _PerfectConditionalNetwork(_PerfectNetwork):
+    """A network that knows the posterior given the condition too."""
+
+    def __init__(
+        self,
+        conditional: ConditionalMixture,
+        schedule: NoiseSchedule,
+        prediction: str,
+        learned_variance: bool,
+    ) -> None:
+        super().__init__(conditional.mixture, schedule, prediction, learned_variance)
+        self.conditional = conditional
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """The condition that tells nothing, of the shape and kind of another."""
+        return torch.full_like(condition, math.nan if condition.is_floating_point() else -1)
+
+    def _log_weights(self, condition: Tensor | None) -> Tensor | None:
+        return None if condition is None else self.conditional._log_weights(condition.cpu())
+
+
+def _level_of(schedule: NoiseSchedule, told: Tensor) -> tuple[Tensor, Tensor]:
+    """ᾱ and 1 - ᾱ (B,), for timesteps as networks are told them."""
+    return _level_at(schedule, _own_timesteps(schedule, told))
+
+
+def _level_at(schedule: NoiseSchedule, at: Tensor) -> tuple[Tensor, Tensor]:
+    """ᾱ and 1 - ᾱ (B,), at the schedule's own timesteps, which may be real-valued."""
+    between = at.is_floating_point()
+    log_snr = schedule.log_snr_between(at)[0] if between else schedule.log_snr[at]
+    return log_snr.sigmoid(), (-log_snr).sigmoid()
+
+
+def _own_timesteps(schedule: NoiseSchedule, told: Tensor) -> Tensor:
+    """The schedule's own timesteps, for those it names to networks."""
+    names = schedule.network_timesteps.numpy()
+    if told.is_floating_point():
+        at = np.interp(told.double().numpy(), names, np.arange(len(names)))
         return torch.from_numpy(at)
+    at = np.searchsorted(names, told.numpy()).clip(max=len(names) - 1)
+    unknown = told.numpy()[names[at] != told.numpy()]
+    if len(unknown):
+        raise InkdropError(f"this mixture's denoiser does not know timestep {unknown[0]}")
+    return torch.from_numpy(at)

@@ -20,15 +20,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..conditions import count_of, rows_of, to_device
 from ..errors import InkdropError, unknown_name
 from ..randomness import image_noise
 from ..ranges import warn_of_range
 from .clipping import chosen_clip, clipped
 from .denoiser import Denoiser, Estimate, evaluating
+from .guidance import Guidance, Guided, guided
 from .schedule import NoiseSchedule, checked_count, checked_timesteps
 from .solvers import SamplerTable, heun_table, levels_at, multistep_table
 from .spacing import spaced_timesteps
@@ -305,16 +308,40 @@ def initial_noise(n: int, shape: tuple[int, ...], seed: int, first_index: int = 
     return image_noise(shape, first_index, n, seed, "sample start")
 
 
+def inversion_spacing(sampler: str) -> str:
+    """The spacing that suits a deterministic sampler both ways: it ends at timestep 0.
+
+    Raises:
+        InkdropError: for another sampler.
+    """
+    if sampler not in INVERTIBLE:
+        raise unknown_name("deterministic sampler", sampler, INVERTIBLE)
+    own = SAMPLERS[sampler].spacing
+    return "linspace" if own == "trailing" else own
+
+
+def inverted_timesteps(
+    schedule: NoiseSchedule, sampler: str, steps: int, timesteps: str | Sequence[int] | None
+) -> list[int]:
+    """The falling timesteps that `invert` visits."""
+    if timesteps is None:
+        timesteps = inversion_spacing(sampler)
+    if isinstance(timesteps, str):
+        return spaced_timesteps(schedule, steps, timesteps)
+    return list(timesteps)
+
+
 def invert(
     denoiser: Denoiser,
     x: Tensor,
     sampler: str = "ddim",
     steps: int = 50,
     *,
-    timesteps: str | Sequence[int] = "linspace",
+    timesteps: str | Sequence[int] | None = None,
     order: int | None = None,
     clip: str | None = None,
-    condition: Tensor | None = None,
+    condition: Any = None,
+    guidance: float | Guidance | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """The noise at T-1 that a deterministic sampler would make x from: sampling, back in time.
@@ -323,7 +350,8 @@ def invert(
         x: (n, …), clean examples; images in [-1, 1].
         sampler: "ddim", "dpm-solver++", "unipc" or "heun".
         steps: how many timesteps are visited, T-1 and where x is put among them.
-        timesteps: their spacing, or a falling list of them; best one that ends at 0.
+        timesteps: their spacing, or a falling list of them; best one that ends at 0. By default
+            that of `inversion_spacing`.
         clip: of x̂₀; by default none, so that nothing is lost on the way.
         The rest is as for `sample`.
 
@@ -332,11 +360,16 @@ def invert(
         timesteps leads back to x, at the order of the solver.
     """
     warn_of_range(x)
-    if isinstance(timesteps, str):
-        timesteps = spaced_timesteps(denoiser.schedule, steps, timesteps)
+    timesteps = inverted_timesteps(denoiser.schedule, sampler, steps, timesteps)
     table = inversion(denoiser.schedule, timesteps, sampler, order)
     return sample(
-        denoiser, table=table, x_init=x, clip=clip, condition=condition, batch_size=batch_size
+        denoiser,
+        table=table,
+        x_init=x,
+        clip=clip,
+        condition=condition,
+        guidance=guidance,
+        batch_size=batch_size,
     )
 
 
@@ -355,7 +388,8 @@ def sample_steps(
     table: SamplerTable | None = None,
     x_init: Tensor | None = None,
     clip: str | None = "auto",
-    condition: Tensor | None = None,
+    condition: Any = None,
+    guidance: float | Guidance | None = None,
     batch_size: int | None = None,
     first_index: int = 0,
 ) -> Iterator[State]:
@@ -391,14 +425,18 @@ def sample_steps(
     shape = shape or denoiser.shape
     if shape is None:
         raise InkdropError("the shape of one example is not known: give shape=(C, H, W)")
+    told = count_of(condition)
     if n is None:
-        given = x_init if x_init is not None else condition
-        n = 64 if given is None else len(given)
+        n = len(x_init) if x_init is not None else 64 if told is None else told
     n = checked_count("n", n)
     if x_init is not None and len(x_init) != n:
         raise InkdropError(f"x_init holds {len(x_init)} examples, but n is {n}")
-    if condition is not None and len(condition) != n:
-        raise InkdropError(f"condition holds {len(condition)} examples, but n is {n}")
+    if told is not None and told != n:
+        raise InkdropError(f"condition holds {told} examples, but n is {n}")
+    if guidance is not None:
+        denoiser = guided(denoiser, guidance)
+    if isinstance(denoiser, Guided):
+        denoiser.check(condition)
     batch_size = checked_count("batch_size", n if batch_size is None else batch_size)
     clip = chosen_clip(clip, shape)
     x = initial_noise(n, shape, seed, first_index) if x_init is None else x_init
@@ -422,7 +460,8 @@ def sample(
     table: SamplerTable | None = None,
     x_init: Tensor | None = None,
     clip: str | None = "auto",
-    condition: Tensor | None = None,
+    condition: Any = None,
+    guidance: float | Guidance | None = None,
     batch_size: int | None = None,
     first_index: int = 0,
 ) -> Tensor:
@@ -445,8 +484,11 @@ def sample(
         clip: what keeps x̂₀ in range: "range" clips to [-1, 1], "dynamic" is Imagen's dynamic
             thresholding, None leaves it. "auto" is "range" for images, whose shape is (C, H, W),
             and None for anything else.
-        condition: (n, …), given to the network.
-        batch_size: how many examples the network is given at once; all by default.
+        condition: given to the network: a tensor (n, …), or a NamedTuple of such.
+        guidance: how far each example is drawn towards its condition: a scale (1 is the plain
+            conditional estimate) or a `Guidance`; see `guidance.guided`.
+        batch_size: how many examples the network is given at once; all by default. Guidance gives
+            it each of them twice.
         first_index: the index of the first image, to make images i … i+n-1 of a seed.
 
     Returns:
@@ -470,6 +512,7 @@ def sample(
         x_init=x_init,
         clip=clip,
         condition=condition,
+        guidance=guidance,
         batch_size=batch_size,
         first_index=first_index,
     )
@@ -483,13 +526,12 @@ def _run(
     table: SamplerTable,
     x: Tensor,
     clip: str | None,
-    condition: Tensor | None,
+    condition: Any,
     batch_size: int,
     seed: int,
     first_index: int,
 ) -> Iterator[State]:
-    if condition is not None:
-        condition = condition.to(x.device)
+    condition = to_device(condition, x.device)
     registers = [x, *[torch.zeros_like(x)] * (table.M.shape[1] - 1)]
     ranges = [None] * len(table) if table.variance_range is None else table.variance_range.tolist()
     rows = zip(
@@ -518,17 +560,11 @@ def _run(
 
 
 def _estimate(
-    denoiser: Denoiser, x: Tensor, timestep: int, condition: Tensor | None, batch_size: int
+    denoiser: Denoiser, x: Tensor, timestep: int, condition: Any, batch_size: int
 ) -> Estimate:
     """The estimate of all of x, made batch_size examples at a time."""
-    parts = [
-        denoiser(
-            x[i : i + batch_size],
-            timestep,
-            None if condition is None else condition[i : i + batch_size],
-        )
-        for i in range(0, len(x), batch_size)
-    ]
+    batches = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
+    parts = [denoiser(x[rows], timestep, rows_of(condition, rows)) for rows in batches]
     if len(parts) == 1:
         return parts[0]
     fractions = [part.variance_fraction for part in parts if part.variance_fraction is not None]

@@ -19,11 +19,20 @@ class MLP(nn.Module):
         config: its shape.
         dimensions: D.
         outputs: the numbers that come out; D by default.
+        null: whether its class or vector may be left out.
     """
 
-    def __init__(self, config: MLPConfig, dimensions: int, outputs: int | None = None) -> None:
+    def __init__(
+        self,
+        config: MLPConfig,
+        dimensions: int,
+        outputs: int | None = None,
+        null: bool = False,
+    ) -> None:
         super().__init__()
-        self.embedding = ConditionEmbedding(config.width, config.width, config.classes)
+        self.embedding = ConditionEmbedding(
+            config.width, config.width, config.classes, vector=config.vector, null=null
+        )
         # From coordinates alone a network is slow to learn fine detail (Tancik et al. 2020).
         self.waves = nn.Linear(dimensions, config.waves, bias=False) if config.waves else None
         if self.waves is not None:
@@ -39,7 +48,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
         """x (B, D), t (B,) → (B, outputs).
 
-        The condition is classes (B,), a `Condition` of classes alone, or None.
+        The condition is classes (B,), vectors (B, V), a `Condition` without augmentation, or None.
         """
         embedding = F.silu(self.embedding(t, condition))
         if self.waves is not None:
@@ -50,6 +59,10 @@ class MLP(nn.Module):
             h = block(h, embedding)
         out: Tensor = self.head(F.silu(h))
         return out
+
+    def null_condition(self, condition: Tensor | Condition) -> Tensor | Condition:
+        """Like `condition`, but told no class or vector: see `ConditionEmbedding`."""
+        return self.embedding.null_condition(condition)
 
 
 class _ResidualBlock(nn.Module):

@@ -25,6 +25,7 @@ class UNet(nn.Module):
         image_size: (H, W), which attention_resolutions refer to; others can be given later.
         out_channels: the channels that come out; C by default.
         augmentation_labels: A, the numbers it is told of how an image was augmented; 0 for none.
+        null: whether its class or vector may be left out.
 
     Raises:
         InkdropError: for an attention resolution that no level has.
@@ -37,6 +38,7 @@ class UNet(nn.Module):
         image_size: tuple[int, int],
         out_channels: int | None = None,
         augmentation_labels: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = config.patch_size
@@ -49,7 +51,12 @@ class UNet(nn.Module):
             return Block(inputs, outputs, embedding_width, attention, config)
 
         self.embedding = ConditionEmbedding(
-            config.channels, embedding_width, config.classes, augmentation_labels
+            config.channels,
+            embedding_width,
+            config.classes,
+            augmentation_labels,
+            config.vector,
+            null,
         )
         self.stem = nn.Conv2d(image_channels * self.patch_size**2, widths[0], 3, padding=1)
 
@@ -88,7 +95,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | Condition | None = None) -> Tensor:
         """x (B, C, H, W), t (B,) → (B, out_channels, H, W).
 
-        The condition is classes (B,), a `Condition` of classes and augmentation (B, A), or None.
+        The condition is classes (B,), vectors (B, V), a `Condition` of either and augmentation
+        (B, A), or None.
         """
         height, width = x.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
@@ -108,6 +116,10 @@ class UNet(nn.Module):
             h = module(h, embedding)
         h = F.pixel_shuffle(self.head(h), self.patch_size)
         return h[..., :height, :width]
+
+    def null_condition(self, condition: Tensor | Condition) -> Tensor | Condition:
+        """Like `condition`, but told no class or vector: see `ConditionEmbedding`."""
+        return self.embedding.null_condition(condition)
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..checkpoint import is_leftover, newest_checkpoint, newest_whole
-from ..config import Config, differences
+from ..config import LABEL_DROPOUT, Config, differences
 from ..errors import InkdropError
 from ..run import read_config
 
@@ -64,6 +64,12 @@ class RunFolder:
             )
         self.hold()
         return newest_whole(out / "checkpoints", note)
+
+    def label_dropout(self) -> float | None:
+        """What a run here has where none is given: a new one the usual, a run of before its own."""
+        if (self.path / "config.json").exists():
+            return read_config(self.path).label_dropout
+        return LABEL_DROPOUT
 
     def hold(self) -> None:
         """Let no other training work in the folder, until this process lets go or ends.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +29,35 @@ from ..checkpoint import (
     replace_synced,
     write_checkpoint,
 )
+from ..conditions import rows_of
 from ..config import OWN_IMAGES, OWN_OBJECTIVE, Config, TrainingConfig
 from ..console import counted, say
-from ..data.examples import Examples, to_x_start
+from ..data.examples import Examples
 from ..data.images import read_images
 from ..data.loading import Loaded, load_own, load_source
-from ..data.pixels import to_uint8
 from ..data.stream import Stream, held_out_split
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.objectives import Objective
-from ..diffusion.samplers import sample
 from ..diffusion.timestep_sampling import timestep_sampler
 from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..launcher import launched
 from ..metrics import append_metrics, rewind_metrics, sync_metrics
-from ..networks.embedding import Condition, rows_of
+from ..networks.embedding import condition_of, without
 from ..processes import ProcessLost, current, joined, telling_of_lost_processes
 from ..randomness import generator, normal, torch_seeded
 from ..ranges import range_mistake
 from ..run import (
     Run,
-    cycled_classes,
+    kept_vectors,
     read_environment,
     write_config,
     write_data,
     write_example,
+    write_vectors,
 )
 from .deterministic import cost, deterministic
-from .early import SHORTEST, WeightsWatch, due, initial_share, look
+from .early import due, initial_share
 from .ema import EMA
 from .folder import RunFolder
 from .guards import (
@@ -68,6 +69,7 @@ from .guards import (
     where_it_began,
 )
 from .learning_rate import learning_rate_factor
+from .looking import Looking, Setting
 from .losses import LossWindow
 from .memory import find_parts, find_parts_on_cpu, is_out_of_memory, out_of_memory
 from .parallel import Parallel, same_weights
@@ -78,9 +80,6 @@ from .signals import handling_stop_signals
 from .state import TrainingState
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_PREVIEW_IMAGES, _PREVIEW_POINTS = 64, 2000
-_LOOKED_AT, _STEPS_TO_LOOK = 64, 20  # samples early in training, and of DDIM for each
-_SOME = 256  # examples that stand for all
 _INITIAL = 0.1  # of the initial weights in the average at the end, from where on a warning is due
 _GRACE = {"cuda": 5.0, "cpu": 20.0}  # seconds that a process may stay stuck after a signal
 
@@ -171,6 +170,7 @@ class Trainer:
             self.resumed_from = self.processes.on_first(
                 lambda: self.folder.checkpoint_to_resume(config, resume, self._say)
             )
+            self._dropout_of_before = self.processes.on_first(self.folder.label_dropout)
             self._set_up(source, loaded, network)
         except BaseException:
             self.folder.let_go()  # whoever catches it may keep this object alive
@@ -181,22 +181,29 @@ class Trainer:
         config = self.config
         self.device = choose_device(config.training.device)
         self.autocast_dtype, self.dtype = _precision(config.training.precision, self.device)
+        self._autocast = partial(
+            torch.autocast,
+            self.device.type,
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
+        )
         with self.processes.one_here_first("data"):
             if source is not None:
                 loaded = load_own(source, config.data, self.console)
-            told = config.conditional or bool(getattr(config.network, "classes", None))
-            self.loaded = loaded or load_source(config.data, self.console, conditional=told)
+            self.loaded = loaded or load_source(
+                config.data, self.console, conditional=config.conditional or config.told is not None
+            )
         train_set, test_set = self.loaded.source.train, self.loaded.source.test
         images, self.held_out = held_out_split(train_set, test_set, config.data.held_out)
         if self.held_out is not None and not self.held_out.in_memory:
             self.held_out = read_images(self.held_out)  # once: each measurement asks for all of it
         self.train_set = images
-        _set_classes(config, images)
+        _set_condition(config, images, self._dropout_of_before)
+        self._vectors = None if config.told != "vector" else kept_vectors(images)
         self.total = _total_steps(config.training, len(images))
 
         with torch_seeded(config.seed, "initial weights"):
             denoiser = build_denoiser(config, images.shape, network)
-        self._needs_classes = getattr(config.network, "classes", None)
         if self.dtype == torch.float64:
             denoiser.network.double()
         if network is not None:
@@ -261,13 +268,28 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._save_now = False
         self.best_held_out: float | None = None
+        self.best_frechet: float | None = None
         self.nonfinite = NonfinitePolicy(config.training.on_nonfinite)
         self.saver = Saver(
             self.out / "checkpoints",
             config.logging.keep_checkpoints,
             ShardedWriter(self.processes) if self.parallel.sharded else write_checkpoint,
         )
-        self.watch: WeightsWatch | None = WeightsWatch(self.network, self.ema.network)
+        self.looking = Looking(
+            config,
+            Setting(
+                self.processes, self.device, self.dtype, self._autocast, self.stream.batch_size
+            ),
+            self.averaged,
+            self.network,
+            self._objective,
+            images,
+            self.held_out,
+            self._vectors,
+            self.out,
+        )
+        if self.looking.frechet is not None:
+            self.looking.frechet.check(config.logging.evaluate_samples)
         self.seconds = 0.0
         self.window = LossWindow()
         if self.resumed_from is not None:
@@ -311,7 +333,9 @@ class Trainer:
         self._say(self._summary())
         if self.config.training.deterministic:
             self._tell_cost_of_determinism()
-        mistake = range_mistake(self._some_data()) if self.train_set.noun == "image" else None
+        mistake = (
+            range_mistake(self.looking.some_data()) if self.train_set.noun == "image" else None
+        )
         if mistake is not None:
             self._say(f"warning: {mistake}")
         left = initial_share(self.config.training.ema_decay, self.total)
@@ -350,22 +374,21 @@ class Trainer:
                         self.progress.update(self.step, row["loss"], rate)
                         self.window = LossWindow()
                     window_began, window_first, self.waited = now, self.step, 0.0
-                held_out_loss = None
+                held_out_loss = frechet = None
                 if self._due(logging.held_out_every) and self.held_out is not None:
-                    row = self._held_out_row(self.held_out)
+                    row = self.looking.held_out_row(self.step)
                     held_out_loss = row["held_out_loss"]
                     self._log(row, board)
-                best = held_out_loss is not None and held_out_loss < (
-                    math.inf if self.best_held_out is None else self.best_held_out
-                )
-                if best:
-                    self.best_held_out = held_out_loss
+                if self._due(logging.evaluate_every):
+                    frechet = self._evaluate(board)
+                best = self._is_best(held_out_loss, frechet)
                 if self._due(logging.samples_every):
-                    self._write_samples()
+                    self.looking.write_samples(self.step)
                 if (fraction := due(self.step, self.total)) is not None:
-                    self._look_early(fraction)
+                    for warning in self.looking.look_early(self.step, self.total, fraction):
+                        self.progress.say(f"warning: {warning}")
                 if best or self._save_now or self._due(logging.checkpoint_every):
-                    self._write_checkpoint(held_out_loss)
+                    self._write_checkpoint(held_out_loss, frechet)
                 self.saver.check()
             if self.step != self._saved_step:
                 self._write_checkpoint()
@@ -424,9 +447,15 @@ class Trainer:
         asked = time.monotonic()
         x_start, labels, told = self.stream.batch(address)
         self.waited += time.monotonic() - asked
-        classes = labels if self._needs_classes else None
-        condition = classes if told is None else Condition(classes, told)
         batch, own = self.stream.batch_size, self.stream.rows
+        # Of the whole batch, as the noise below, so that processes may share it in any way.
+        if self.config.told is None:
+            labels = None
+        elif labels is not None and self.config.label_dropout:
+            left_out = generator(seed, "label dropout", address).random(batch)[own]
+            dropped = torch.from_numpy(left_out < self.config.label_dropout)
+            labels = without(labels, dropped.to(self.device))
+        condition = condition_of(labels, told)
         draw = self.timestep_sampler.draw(batch, generator(seed, "timestep", address))
         t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).to(self.dtype)
         t_device, weight_device = t[own].to(self.device), weight[own].to(self.device)
@@ -488,13 +517,6 @@ class Trainer:
         self.window.add(losses, t, timesteps, 0.0 if skipped else norm, weight)
         self.timestep_sampler.observe(draw.t, losses.double().numpy())
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        )
-
     def _agreed(self, losses: Tensor) -> Tensor:
         """The losses of the whole batch, on the CPU.
 
@@ -532,7 +554,11 @@ class Trainer:
         """Take up the time and memory of a step with so many examples at once; nothing changes."""
         x = torch.zeros((rows, *self.train_set.shape), dtype=self.dtype, device=self.device)
         t = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        told = torch.zeros_like(t) if self._needs_classes else None
+        told = None
+        if self.config.told == "classes":
+            told = torch.zeros_like(t)
+        elif self.config.told == "vector":
+            told = torch.zeros((rows, self.train_set.vector or 0), device=self.device)
         try:
             # Adam's moments, which the first step will make.
             moments = [torch.ones_like(p) for p in self.parameters.values() for _ in range(2)]
@@ -635,43 +661,29 @@ class Trainer:
             **skipped,
         }
 
-    @torch.no_grad()
-    def _held_out_row(self, held_out: Examples) -> dict[str, Any]:
-        """The averaged weights' loss on examples, timesteps and noise that are always the same."""
-        count, timesteps = len(held_out), self.denoiser.schedule.timesteps
-        own = self._rows_of_equal_shares(count)
-        x_start = to_x_start(held_out.values)
-        noise = normal(tuple(x_start.shape), 0, "held-out noise")
-        t = torch.arange(count) * timesteps // count
-        condition = held_out.labels_at(range(count)) if self._needs_classes else None
-        losses = []
-        for rows in torch.split(own, max(1, self.stream.batch_size // self.processes.size)):
-            with self._autocast():
-                part = self._objective(
-                    self.averaged,
-                    x_start[rows].to(self.device, self.dtype),
-                    t[rows].to(self.device),
-                    noise[rows].to(self.device, self.dtype),
-                    None if condition is None else condition[rows].to(self.device),
-                )
-            losses.append(part.to(self.dtype))
-        window = LossWindow()
-        gathered = self.processes.gather_equal(torch.cat(losses))[:count].cpu()
-        window.add(gathered, t, timesteps)
-        return {
-            "step": self.step,
-            "held_out_loss": window.loss,
-            "held_out_loss_by_timestep": window.by_timestep(),
-        }
+    def _evaluate(self, board: Any) -> float | None:
+        """Measure some samples, and write down what was found."""
+        row = self.looking.evaluation_row(self.step)
+        self._log(row, board)
+        distance: float | None = row["frechet_distance"]
+        found = "none: samples are not finite" if distance is None else f"{distance:.4g}"
+        self.progress.say(
+            f"step {self.step:,}: Fréchet distance {found} "
+            f"({row['evaluation_samples']:,} samples, {row['extractor']})"
+        )
+        return distance
 
-    def _rows_of_equal_shares(self, count: int) -> Tensor:
-        """This process's of `count` rows, as many as the others': the last may come up again.
-
-        Sharded networks must be asked equally often by all.
-        """
-        share = -(-count // self.processes.size)
-        first = self.processes.rank * share
-        return torch.arange(first, first + share).clamp(max=count - 1)
+    def _is_best(self, held_out_loss: float | None, frechet: float | None) -> bool:
+        """Whether this step is the best so far, by what the best checkpoint is chosen by."""
+        lower_loss = _is_lower(held_out_loss, self.best_held_out)
+        if lower_loss:
+            self.best_held_out = held_out_loss
+        if self.looking.frechet is None:
+            return lower_loss
+        nearer = _is_lower(frechet, self.best_frechet)
+        if nearer:
+            self.best_frechet = frechet
+        return nearer
 
     def _log(self, row: dict[str, Any], board: Any) -> None:
         if self.processes.first:
@@ -681,64 +693,9 @@ class Trainer:
                 if isinstance(value, float):
                     board.add_scalar(name, value, row["step"])
 
-    @torch.no_grad()
-    def _sampled(self, count: int, steps: int = 50) -> Tensor:
-        """Samples 0 … count - 1 of seed 0, with the averaged weights, on every process's CPU."""
-        share = -(-count // self.processes.size)
-        first = self.processes.rank * share
-        with self._autocast():
-            x = sample(
-                self.averaged,
-                share,
-                "ddim",
-                min(steps, self.denoiser.schedule.timesteps),
-                condition=cycled_classes(self.config, first, share),
-                batch_size=self.stream.batch_size if self.train_set.noun == "image" else None,
-                first_index=first,
-            )
-        return self.processes.gather_equal(x)[:count].cpu()
-
-    @property
-    def _pictured(self) -> bool:
-        """Whether examples can be drawn: images, or points in the plane."""
-        shape = self.train_set.shape
-        return len(shape) == 3 or shape == (2,)
-
-    def _write_samples(self) -> None:
-        """The same samples of seed 0 as training goes: a grid of images, or points in the plane."""
-        if not self._pictured:
-            return
-        images = self.train_set.noun == "image"
-        x = self._sampled(_PREVIEW_IMAGES if images else _PREVIEW_POINTS)
-        if not self.processes.first:
-            return
-        from ..report.pictures import grid, save  # Matplotlib takes as long as a step or two
-        from ..report.points import frame_of, scatter
-
-        picture = self.out / "samples" / "training" / f"step-{self.step:08d}.png"
-        if images:
-            save(grid(to_uint8(x)), picture)
-        else:
-            save(scatter(x, frame_of(self.train_set.values)), picture)
-
-    def _look_early(self, fraction: float) -> None:
-        """Warn of what is wrong for certain with a few samples, or of weights that stand still."""
-        found = [self.watch.look(self.network, self.ema.network)] if self.watch else []
-        if self._pictured and self.total >= SHORTEST:
-            images = self.train_set.noun == "image"
-            x = self._sampled(_LOOKED_AT if images else _PREVIEW_POINTS, _STEPS_TO_LOOK)
-            found += look(x, to_x_start(self._some_data()), self.step, fraction)
-        for warning in filter(None, found):
-            self.progress.say(f"warning: {warning}")
-        self.watch = None
-
-    def _some_data(self) -> Tensor:
-        """Some of the data, as it is kept."""
-        if self.held_out is not None:
-            return self.held_out.values
-        return self.train_set.at(range(min(_SOME, len(self.train_set))))
-
-    def _write_checkpoint(self, held_out_loss: float | None = None) -> None:
+    def _write_checkpoint(
+        self, held_out_loss: float | None = None, frechet: float | None = None
+    ) -> None:
         self._saved_step, self._saved_at = self.step, time.monotonic()
         if self.processes.first:
             sync_metrics(self.out / "metrics.jsonl")
@@ -756,11 +713,24 @@ class Trainer:
                     "scaler": self.scaler.state_dict(),
                     "best_held_out_loss": self.best_held_out,
                     "nonfinite": self.nonfinite.state(),
+                    **self._evaluation_state(frechet),
                 },
                 held_out_loss=held_out_loss,
                 exempt=self.state.buffers,
             )
         )
+
+    def _evaluation_state(self, frechet: float | None) -> dict[str, Any]:
+        """What a checkpoint of a training that is evaluated keeps beside the rest."""
+        by = self.looking.frechet
+        if by is None:
+            return {}
+        return {
+            "best_by": "frechet_distance",
+            "frechet_distance": frechet,
+            "extractor": by.fingerprint,
+            "best_frechet_distance": self.best_frechet,
+        }
 
     def _read(self, path: Path, parts: tuple[str, ...]) -> Checkpoint:
         """A checkpoint, which the first process alone needs to see, on every process."""
@@ -797,6 +767,9 @@ class Trainer:
         self.seconds = state["seconds"]
         self.window = LossWindow(**state["window"])
         self.best_held_out = state["best_held_out_loss"]
+        by = self.looking.frechet
+        same = by is not None and state.get("extractor") == by.fingerprint
+        self.best_frechet = state.get("best_frechet_distance") if same else None
         self.nonfinite.restore(state["nonfinite"])
 
     def _prepare_folder(self) -> None:
@@ -809,8 +782,14 @@ class Trainer:
         rewind_metrics(self.out / "metrics.jsonl", self.step)
         if self.held_out is not None and self.held_out.noun == "image":
             write_example(self.out, self.held_out.at([0])[0])
+        if self._vectors is not None:
+            write_vectors(self.out, self._vectors)
         if self.loaded.check is not None and self.loaded.proposal is not None:
             write_data(self.out, self.loaded.check, self.loaded.proposal)
+
+
+def _is_lower(value: float | None, before: float | None) -> bool:
+    return value is not None and value < (math.inf if before is None else before)
 
 
 def _total_steps(training: TrainingConfig, examples: int) -> int:
@@ -821,30 +800,48 @@ def _total_steps(training: TrainingConfig, examples: int) -> int:
     return max(1, math.ceil(training.epochs * examples / training.batch_size))
 
 
-def _set_classes(config: Config, examples: Examples) -> None:
-    """Let `conditional` take the number of classes from the data, and check that it has them."""
-    classes = getattr(config.network, "classes", None)
-    if classes is None and not config.conditional:
+def _set_condition(config: Config, examples: Examples, before: float | None) -> None:
+    """Let `conditional` take from the data what the network is told, and check that it has it.
+
+    Args:
+        before: the label dropout of the run that is gone on with.
+    """
+    network = config.network
+    if config.told is None and not config.conditional:
+        if config.label_dropout:
+            raise InkdropError(
+                f"label_dropout is {config.label_dropout:g}, but the network is told no labels: "
+                "set conditional too, or leave it out"
+            )
         return
-    if examples.classes is None:
-        asked = "conditional is set" if classes is None else f"network.classes is {classes}"
+    if network is None:
+        raise InkdropError(
+            "conditional is for the networks of the configuration; a module of your own is told "
+            "its condition by itself"
+        )
+    asked = "conditional is set"
+    if config.told is not None:
+        asked = f"network.{config.told} is {getattr(network, config.told)}"
+    if examples.classes is None and examples.vector is None:
         raise InkdropError(
             f"{asked}, but the {examples.noun}s of {examples.name} have no labels; leave it out, "
             "or give data with classes"
         )
-    if classes is None:
-        if config.network is None:
-            raise InkdropError(
-                "conditional is for the networks of the configuration; a module of your own is "
-                "told its condition by itself"
-            )
-        config.network.classes = examples.classes
-        return
-    if examples.classes > classes:
+    if config.told is None:
+        network.classes, network.vector = examples.classes, examples.vector
+    if network.vector != examples.vector:
         raise InkdropError(
-            f"network.classes is {classes}, but the labels of {examples.name} go up to "
+            f"{asked}, but the labels of {examples.name} are {examples.told}: set conditional "
+            "instead"
+        )
+    if (network.classes or 0) < (examples.classes or 0):
+        assert examples.classes is not None
+        raise InkdropError(
+            f"network.classes is {network.classes}, but the labels of {examples.name} go up to "
             f"{examples.classes - 1}: set network.classes to {examples.classes}"
         )
+    if config.label_dropout is None:
+        config.label_dropout = before
 
 
 def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:

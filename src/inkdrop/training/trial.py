@@ -50,9 +50,9 @@ def trial(config: Config, shape: tuple[int, int, int]) -> Trial:
         raise InkdropError("a trial needs training.steps: how long epochs are, noise cannot tell")
     config = config.model_copy(deep=True)
     batch = config.training.batch_size
-    config.conditional = False
+    config.conditional, config.label_dropout = False, None
     if config.network is not None:
-        config.network.classes = None
+        config.network.classes = config.network.vector = None
     draws = generator(0, "trial").integers(0, 256, (2 * batch, *shape), dtype=np.uint8)
     noise = torch.from_numpy(draws)
     with tempfile.TemporaryDirectory() as folder:
