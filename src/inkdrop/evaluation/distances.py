@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InkdropError
+from .features import chunks
 
 Floats = NDArray[np.float64]
 
@@ -25,14 +28,89 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
         a, b: (N, D) and (M, D), at least two examples each.
     """
     a, b = _pair("a Fréchet distance", a, b, at_least=2)
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    covariance_a, covariance_b = np.atleast_2d(covariance_a), np.atleast_2d(covariance_b)
-    # tr (Σ_a Σ_b)^½ from the symmetric √Σ_a Σ_b √Σ_a, whose eigenvalues are real.
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(min=0)).sum()
-    shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+    return frechet_of_moments(moments(a), moments(b))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """A set's count, mean (D,) and unbiased covariance (D, D) over its examples."""
+
+    count: int
+    mean: Floats
+    covariance: Floats
+
+    def root(self) -> Floats:
+        """The symmetric square root (D, D) of the covariance."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root: Floats = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+        return root
+
+
+def moments(x: NDArray[Any]) -> Moments:
+    """The moments of x (N, D), a chunk of it at a time: x can be a `np.memmap` of any length.
+
+    Raises:
+        InkdropError: if there are fewer than two examples, or numbers that are not finite.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise InkdropError(f"a covariance needs at least 2 examples (N, D), got {x.shape}")
+    mean = sum(chunk.sum(0) for chunk in chunks(x)) / len(x)
+    if not np.isfinite(mean).all():
+        raise InkdropError("a covariance needs finite numbers, got some that are not")
+    scatter = np.zeros((x.shape[1], x.shape[1]))
+    for chunk in chunks(x):
+        centred = chunk - mean
+        scatter += centred.T @ centred
+    return Moments(len(x), mean, scatter / (len(x) - 1))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """The squared Fréchet distance of two Gaussians; see `frechet_distance`."""
+    # tr (Σ_a Σ_b)^½ is the sum of the singular values of √Σ_a √Σ_b. The square roots of the
+    # product's eigenvalues are the same, but keep only half the digits of the small ones.
+    overlap = np.linalg.svd(a.root() @ b.root(), compute_uv=False).sum()
+    shift = ((a.mean - b.mean) ** 2).sum()
+    return float(shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
+
+
+def frechet_bias(real: Moments, a: int, b: int) -> float:
+    """What two sets of a and b examples of one Gaussian are apart on the mean, to first order.
+
+    (1/a + 1/b) (tr Σ + ½ Σ_ij λ_i λ_j (1 + δ_ij)/(λ_i + λ_j)), of the eigenvalues λ of `real`'s
+    covariance Σ: what the means' errors add, and what the covariances' do by the second
+    derivative of the Bures distance. For equal eigenvalues tr Σ (1/a + 1/b)(D + 5)/4: it grows
+    with the number of features, and is why Fréchet distances of different N do not compare.
+    """
+    values = np.linalg.eigvalsh(real.covariance).clip(min=0)
+    sums = values[:, None] + values
+    pairs = np.divide(np.outer(values, values), sums, out=np.zeros_like(sums), where=sums > 0)
+    spread = pairs.sum() + np.trace(pairs)
+    return float((1 / a + 1 / b) * (values.sum() + spread / 2))
+
+
+def frechet_influence(a: Moments, b: Moments) -> tuple[Floats, Floats, Floats]:
+    """The derivatives of the Fréchet distance by μ_a (D,), by Σ_a and by Σ_b (D, D).
+
+    By μ_a it is 2 (μ_a - μ_b), and by μ_b the negative; by Σ_a it is I - T, where T is the linear
+    map that carries the one centred Gaussian to the other (Takatsu 2011), on the directions in
+    which both have any spread.
+    """
+    root_a, root_b = a.root(), b.root()
+    eye = np.eye(len(a.mean))
+    return (
+        2 * (a.mean - b.mean),
+        eye - _transport(root_b, a.covariance),
+        eye - _transport(root_a, b.covariance),
+    )
+
+
+def _transport(root: Floats, covariance: Floats) -> Floats:
+    """R (R Σ R)^-½ R, of the target's root R and the source's covariance Σ."""
+    values, vectors = np.linalg.eigh(root @ covariance @ root)
+    seen = values > values[-1] * len(values) * np.finfo(np.float64).eps * 10
+    kept = root @ vectors[:, seen]
+    transport: Floats = kept / np.sqrt(values[seen]) @ kept.T
+    return transport
 
 
 def nearest_distances(a: Floats, b: Floats | None = None) -> Floats:
