@@ -86,5 +86,5 @@ def pretended_run(folder: Path) -> SimpleNamespace:
         denoiser=tiny_denoiser(),
         example=torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8) * 4,
     )
-    run.cycled_classes = lambda first, count: Run.cycled_classes(run, first, count)
+    run.conditions = lambda first, count: Run.conditions(run, first, count)
     return run

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from inkdrop.diffusion.schedule import NoiseSchedule, ScheduleWarning
-from inkdrop.report import charts, pictures
+from inkdrop.report import charts, drawing, pictures
 
 TRAINING = [
     {"step": 10 * k, "loss": 1 / k, "loss_by_timestep": [0.1 * k + i for i in range(10)]}
@@ -149,7 +149,7 @@ def test_a_schedule_of_one_step_is_drawn() -> None:
     ],
 )
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
-    assert charts.number(value) == text
+    assert drawing.number(value) == text
 
 
 def test_charts_are_reproducible() -> None:

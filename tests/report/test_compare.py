@@ -78,6 +78,7 @@ def test_a_comparison_is_written_with_its_protocol_and_pictures(
     assert {path.name for path in folder.iterdir()} == {
         "comparison.json",
         "comparison.md",
+        "comparison.html",
         "loss.png",
         "samples.png",
         "marginals.png",

@@ -61,6 +61,7 @@ def test_every_picture_is_whole_and_also_a_file(reported: SimpleNamespace) -> No
         "forward.png",
         "loss.png",
         "loss_by_timestep.png",
+        "loss_map.png",
         "noise_schedule.png",
         "denoising.gif",
     }

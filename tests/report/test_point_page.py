@@ -23,6 +23,7 @@ PICTURES = {
     "forward.png",
     "loss.png",
     "loss_by_timestep.png",
+    "loss_map.png",
     "noise_schedule.png",
     "denoising.gif",
 }

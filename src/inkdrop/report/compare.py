@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from ..diffusion.samplers import build_table, sample
 from ..errors import InkdropError
 from ..evaluation.distances import Floats
 from ..evaluation.measures import Measure, in_short, score
+from ..evaluation.record import Evaluation, read_evaluations
 from ..run import Run, load
 from . import charts, pictures, points, style
+from .evaluations import side_by_side
+from .inline import Inline, keep
+from .rendering import render_template
 from .truth import Truth, as_rows, truth_of
 
 REAL, ORACLE = "real", "oracle"
@@ -41,6 +46,7 @@ _FACTS = {
     "held_out_loss": "held-out loss",
 }
 _UNIT = "loss_unit"
+_SEVERAL_EVALUATIONS = ("heun",)  # samplers that ask the network more than once a step
 
 Row = dict[str, Any]
 
@@ -68,19 +74,24 @@ class Comparison:
         figures: pictures by name: "loss", and of images and points in the plane "samples" and
             "reverse", of the latter also "marginals".
         protocol: how it was done.
+        narrow: the same pictures for a phone.
+        evaluations: what `inkdrop evaluate` stored, by the runs' names.
+        of_images: whether examples are images.
     """
 
     table: list[Row]
     measures: dict[str, Measure]
     figures: dict[str, Figure]
     protocol: Protocol
+    narrow: dict[str, Figure] = field(default_factory=dict)
+    evaluations: dict[str, list[Evaluation]] = field(default_factory=dict)
+    of_images: bool = True
 
     def write(self, out: str | Path) -> Path:
-        """Write comparison.json, comparison.md and the pictures into a folder; returns it."""
+        """Write comparison.html, .md and .json and the pictures into a folder; returns it."""
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in self.figures.items():
-            pictures.save(figure, folder / f"{name}.png")
+        inlined = keep(folder, self.figures, self.narrow)
         content = {
             "protocol": asdict(self.protocol),
             "measures": {
@@ -91,7 +102,41 @@ class Comparison:
         }
         replace_synced(folder / "comparison.json", json.dumps(content, indent=1).encode())
         replace_synced(folder / "comparison.md", self.markdown().encode())
+        replace_synced(folder / "comparison.html", self._page(folder, inlined).encode())
         return folder
+
+    def _page(self, folder: Path, inlined: dict[str, Inline]) -> str:
+        """The page, one file that needs nothing else."""
+        labels, protocol = self._labels(), self.protocol
+        columns = [_cells(row, labels) for row in self.table]
+        evaluated, left_out = side_by_side(self.evaluations)
+        known = any(self.evaluations.values())
+        named = {name: inlined.get(name) for name in ("loss", "samples", "marginals", "reverse")}
+        return render_template(
+            "comparison.html",
+            runs=list(protocol.runs),
+            summary=self.summary(),
+            columns=[row["name"] for row in self.table],
+            table=list(zip(labels.values(), zip(*columns, strict=True), strict=True)),
+            meanings=[(m.label, m.meaning) for m in self.measures.values()],
+            several_losses=len({row[_UNIT] for row in self.table if row.get(_UNIT)}) > 1,
+            units=[(row["name"], row[_UNIT]) for row in self.table if row.get(_UNIT)],
+            evaluated=evaluated,
+            left_out=left_out if known else [],
+            pictures={**inlined, **named},
+            noun="image" if self.of_images else "point",
+            seed=protocol.seed,
+            command=self._command(folder),
+        )
+
+    def _command(self, folder: Path) -> str:
+        protocol = self.protocol
+        options: list[Any] = ["-n", protocol.n, "--sampler", protocol.sampler]
+        counts = set(protocol.evaluations.values())
+        if len(counts) == 1 and protocol.sampler not in _SEVERAL_EVALUATIONS:
+            options += ["--steps", *counts]
+        options += ["--seed", protocol.seed, "--out", folder]
+        return shlex.join(["inkdrop", "compare", *protocol.runs.values(), *map(str, options)])
 
     def markdown(self) -> str:
         """The comparison as a page of Markdown, beside whose file the pictures lie."""
@@ -120,7 +165,7 @@ class Comparison:
         n, protocol = f"{self.protocol.n:,}", self.protocol
         said = (
             f"{n} examples of each, by {protocol.sampler} with seed {protocol.seed}, against {n} "
-            f"real ones of {protocol.data}. The row “{REAL}” is what {n} other real ones get, on "
+            f"real ones of {protocol.data}. “{REAL}” is what {n} other real ones get, on "
             "the mean of a few draws, and so would a perfect model; far less is a sign of learning "
             "these very examples by heart."
         )
@@ -192,7 +237,7 @@ def compare(
     models = {name: run.denoiser for name, run in named.items()} | _oracles(named, truth)
     for name, denoiser in models.items():
         run = named.get(name)
-        condition = None if run is None else run.cycled_classes(0, n)
+        condition = None if run is None else run.conditions(0, n)
         with _saying(console, f"sampling {name}"):
             if first.shape == (2,):
                 courses[name] = points.record(
@@ -213,10 +258,14 @@ def compare(
         units = {name: row[_UNIT] for name, row in zip(named, table, strict=False)}
         metrics = {name: run.metrics for name, run in named.items()}
         figures = {"loss": charts.losses_compared(metrics, units)}
+        narrow = {"loss": charts.losses_compared(metrics, units, across=1)}
         if len(first.shape) == 3:
-            figures |= _image_figures(real, made, named, first.shape, sampler, steps, seed)
+            wide, small = _image_figures(real, made, named, first.shape, sampler, steps, seed)
+            figures |= wide
+            narrow |= small
         elif first.shape == (2,):
-            figures |= _point_figures(real, courses, list(named))
+            figures |= _point_figures(real, courses, list(named), points.WIDE)
+            narrow |= _point_figures(real, courses, list(named), points.NARROW)
     protocol = Protocol(
         runs={name: str(run.path) for name, run in named.items()},
         data=first.config.data.source,
@@ -225,7 +274,10 @@ def compare(
         evaluations={name: len(tables[name]) for name in named},
         seed=seed,
     )
-    return Comparison(table, measures, figures, protocol)
+    stored = {name: read_evaluations(run.path) for name, run in named.items()}
+    return Comparison(
+        table, measures, figures, protocol, narrow, stored, of_images=len(first.shape) == 3
+    )
 
 
 def default_folder(runs: Sequence[str | Path]) -> Path:
@@ -288,16 +340,18 @@ def _facts(run: Run) -> Row:
 
 
 def _point_figures(
-    real: Floats, courses: Mapping[str, points.Course], runs: Sequence[str]
+    real: Floats, courses: Mapping[str, points.Course], runs: Sequence[str], width: int
 ) -> dict[str, Figure]:
     made = {name: course.x[-1] for name, course in courses.items()}
     few = {name: course.first(_STEPS_POINTS) for name, course in courses.items()}
     return {
         "samples": points.beside(
-            real[:_SHOWN_POINTS], {name: x[:_SHOWN_POINTS] for name, x in made.items()}
+            real[:_SHOWN_POINTS],
+            {name: x[:_SHOWN_POINTS] for name, x in made.items()},
+            width=width,
         ),
-        "marginals": points.marginals(real, {name: made[name] for name in runs}),
-        "reverse": points.draw_courses(few),
+        "marginals": points.marginals(real, {name: made[name] for name in runs}, width),
+        "reverse": points.draw_courses(few, 6 if width == points.WIDE else 3, width),
     }
 
 
@@ -309,33 +363,41 @@ def _image_figures(
     sampler: str,
     steps: int | None,
     seed: int,
-) -> dict[str, Figure]:
+) -> tuple[dict[str, Figure], dict[str, Figure]]:
+    """The pictures for a screen, and those for a phone."""
     truth = torch.from_numpy(real).to(torch.uint8).reshape(-1, *shape)
     grids = {REAL: pictures.grid(truth[:_GRID_IMAGES])}
-    strips = {}
+    strips, short = {}, {}
     for name, run in named.items():
         grids[name] = pictures.grid(to_uint8(made[name][:_GRID_IMAGES]))
         recorded = pictures.record(
-            run.denoiser, 1, sampler, steps, seed, condition=run.cycled_classes(0, 1)
+            run.denoiser, 1, sampler, steps, seed, condition=run.conditions(0, 1)
         )
         strips[name] = pictures.draw_trajectory(recorded, width=points.WIDE)
-    across = min(len(grids), 3)
-    return {"samples": _arranged(grids, across), "reverse": _arranged(strips, 1)}
+        short[name] = pictures.draw_trajectory(recorded, 5, points.NARROW)
+    wide, narrow = points.WIDE, points.NARROW
+    return (
+        {
+            "samples": _arranged(grids, min(len(grids), 3), wide),
+            "reverse": _arranged(strips, 1, wide),
+        },
+        {"samples": _arranged(grids, 2, narrow), "reverse": _arranged(short, 1, narrow)},
+    )
 
 
-def _arranged(images: Mapping[str, Image.Image], across: int) -> Figure:
-    """Images under their names in rows of `across`, as wide as a page."""
+def _arranged(images: Mapping[str, Image.Image], across: int, page: int) -> Figure:
+    """Images under their names in rows of `across`, as wide as a page in CSS pixels."""
     gap, head = 24.0, 30.0
-    width = (points.WIDE + gap) / across - gap
+    width = (page + gap) / across - gap
     height = max(width * image.height / image.width for image in images.values())
     down = -(-len(images) // across)
-    figure = style.new_figure(points.WIDE, down * (head + height + gap) - gap)
+    figure = style.new_figure(page, down * (head + height + gap) - gap)
     total = down * (head + height + gap) - gap
     for i, (name, image) in enumerate(images.items()):
         left, top = i % across * (width + gap), i // across * (head + height + gap) + head
         shown = width * image.height / image.width
         style.add_text(figure, left + 1, top - 9, name, va="baseline", fontweight="bold")
-        axes = style.add_axes(figure, left, total - top - shown, points.WIDE - left - width, top)
+        axes = style.add_axes(figure, left, total - top - shown, page - left - width, top)
         axes.imshow(image.convert("RGB"), aspect="auto", interpolation="nearest")
         axes.set_axis_off()
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -10,10 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 
-from .. import __version__
 from ..build import build_schedule
 from ..checkpoint import replace_synced
 from ..config import SCHEDULE_FIELDS, Config
@@ -21,10 +21,23 @@ from ..data.images import Source
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import build_table
 from ..diffusion.schedule import NoiseSchedule, ScheduleWarning
-from ..run import Run
+from ..evaluation.record import Evaluation, families, read_evaluations
+from ..run import FITTED_FILE, Run
 from ..settings import Settings
-from . import charts, image_page, pictures, point_page, style
+from . import charts, conditional, evaluation_charts, image_page, pictures, point_page, style
+from .evaluations import (
+    LIKELIHOOD_FILE,
+    RULER,
+    Likelihood,
+    differing,
+    likelihood,
+    memorised,
+    same_ruler,
+    section,
+    summary,
+)
 from .inline import Inline, inline, keep
+from .rendering import render_template
 from .truth import truth_of
 
 SAMPLER, SEED = "ddim", 0  # the defaults of `inkdrop sample`, so that it makes the same images
@@ -90,16 +103,18 @@ def render(run: Run, source: Source | None = None) -> str:
         own = image_page.parts(run, denoiser, SAMPLER, SEED, folder)
     else:
         own = point_page.parts(run, denoiser, SAMPLER, SEED, folder, truth_of(run, source))
-    own["pictures"] |= shared.pop("pictures")
+    conditions = conditional.chosen(run)
+    guidable = conditions is not None and conditional.can_be_guided(denoiser, conditions.told)
+    measured = _measured(run, folder, "image" if of_images else "point", guidable)
+    absent = {"loss_map": None, "quality_in_training": None}
+    own["pictures"] |= {**absent, **shared.pop("pictures"), **measured.pop("found")}
 
-    environment = Environment(
-        loader=PackageLoader("inkdrop.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("images.html" if of_images else "points.html").render(
-        **shared, **own, sample_command=_sample_command(run, denoiser, own["sample_count"])
+    return render_template(
+        "images.html" if of_images else "points.html",
+        **shared,
+        **measured,
+        **own,
+        sample_command=_sample_command(run, denoiser, own["sample_count"]),
     )
 
 
@@ -108,8 +123,6 @@ def _shared(run: Run, denoiser: Denoiser, folder: Path, noun: str) -> dict[str, 
     schedule = denoiser.schedule
     sessions = _sessions(run)
     return {
-        "style": style,
-        "version": __version__,
         "name": run.config.name,
         "noun": noun,
         "a_noun": f"an {noun}" if noun == "image" else f"a {noun}",
@@ -161,9 +174,128 @@ def _draw(run: Run, schedule: NoiseSchedule, noun: str, folder: Path) -> dict[st
             "loss": charts.loss_curve(metrics, unit),
             "loss_by_timestep": charts.loss_by_timestep(metrics, schedule.timesteps, unit),
             "noise_schedule": charts.noise_schedule(schedule, side_by_side=True, signal=signal),
+            **_over_time(metrics, schedule.timesteps, unit),
         },
         {"noise_schedule": charts.noise_schedule(schedule, signal=signal)},
     )
+
+
+def _over_time(metrics: list[dict[str, Any]], timesteps: int, unit: str) -> dict[str, Figure]:
+    """The charts that only some runs have something for."""
+    drawn = {}
+    if sum(1 for row in metrics if row.get("loss_by_timestep")) > 1:
+        drawn["loss_map"] = charts.loss_map(metrics, timesteps, unit)
+    if any(row.get("frechet_distance") is not None for row in metrics):
+        drawn["quality_in_training"] = charts.quality_in_training(metrics)
+    return drawn
+
+
+def _measured(run: Run, folder: Path, noun: str, guidable: bool) -> dict[str, Any]:
+    """What was measured of the run, and what was not."""
+    evaluations = read_evaluations(run.path)
+    found: dict[str, Inline] = {}
+    groups = []
+    rulers = same_ruler(evaluations)
+    for i, group in enumerate(rulers):
+        shown = section(group, run.step)
+        kept = keep(
+            folder,
+            {
+                f"evaluation_{name}" + (f"_{i + 1}" if i else ""): chart
+                for name, chart in shown.pop("charts").items()
+            },
+            {},
+        )
+        charted = {name.split("_")[1]: picture for name, picture in kept.items()}
+        kinds = ("intervals", "quality", "guidance", "classes")
+        groups.append({**shown, "pictures": {kind: charted.get(kind) for kind in kinds}})
+    bound = likelihood(run.path, evaluations)
+    if bound is not None and bound.terms:
+        chart = charts.bound_by_timestep(bound.terms, bound.averaged)
+        found |= keep(folder, {"bound": chart}, {})
+    copies = memorised(evaluations)
+    nearest = folder / "nearest.png"
+    if copies is not None and nearest.exists():
+        found["nearest"] = inline(nearest.read_bytes(), style.DENSITY)
+    return {
+        "found": {"bound": None, "nearest": None, **found},
+        "evaluated": groups,
+        "rulers": ", ".join(n for n in differing([g[0] for g in rulers]) if n in RULER),
+        "memorisation": None if copies is None else _memorisation(copies, folder),
+        "likelihood": bound,
+        "measured_by": _measured_by(run, evaluations),
+        "missing": list(_missing(run, evaluations, bound, noun, guidable)),
+    }
+
+
+def _memorisation(copies: Evaluation, folder: Path) -> dict[str, Any]:
+    """What the page says of copies."""
+    found = copies.memorisation
+    assert found is not None
+    spaces = []
+    for each in found.nearest:
+        name = f"nearest_{each.space}"
+        picture = keep(folder, {name: evaluation_charts.nearest_distances(each)}, {})[name]
+        spaces.append(
+            {
+                "name": each.space,
+                "picture": picture,
+                "closer": f"{each.closer:.1%}",
+                "p_value": f"{each.p_value:.2g}",
+            }
+        )
+    return {
+        "verdict": found.verdict,
+        "evidence": found.evidence.rstrip(".") + ".",
+        "by": f"Seen in {summary(copies.protocol)}",
+        "spaces": spaces,
+    }
+
+
+def _measured_by(run: Run, evaluations: list[Evaluation]) -> list[str]:
+    """The commands that the figures of the page come from, those that are known, once each."""
+    commands = [each.command for each in evaluations if each.command]
+    for name in (LIKELIHOOD_FILE, FITTED_FILE):
+        commands += filter(None, [_command_in(run.path / name)])
+    return list(dict.fromkeys(commands))
+
+
+def _command_in(file: Path) -> str | None:
+    """The command that a file says it was made by."""
+    try:
+        content = json.loads(file.read_bytes())
+        command = content.get("command")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return command if isinstance(command, str) else None
+
+
+def _missing(
+    run: Run,
+    evaluations: list[Evaluation],
+    bound: Likelihood | None,
+    noun: str,
+    guidable: bool,
+) -> Iterator[tuple[str, str]]:
+    """Commands that would add a section to the page, and what each tells."""
+    folder = str(run.path)
+
+    def command(name: str, *options: str) -> str:
+        return shlex.join(["inkdrop", name, folder, *options])
+
+    if noun == "image":
+        if not evaluations:
+            yield command("evaluate"), "how far samples are from the data, and whether they copy it"
+        elif not any(len(family) > 1 for family in families(evaluations, "timesteps")):
+            counts = ("--evaluations", "5", "10", "20", "50")
+            yield command("evaluate", *counts), "what fewer evaluations of the network cost"
+        if guidable and not any(each.protocol.guidance for each in evaluations):
+            scales = ("--guidance", "1", "1.5", "2", "3")
+            yield command("evaluate", *scales), "what guidance gives and takes"
+    if bound is None or not bound.total:
+        yield command("likelihood"), "bits per dimension, term by term"
+    if not (run.path / FITTED_FILE).exists():
+        yield command("fit"), "timesteps that suit this network when there are to be few"
 
 
 def _sample_command(run: Run, denoiser: Denoiser, count: int) -> str:

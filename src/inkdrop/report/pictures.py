@@ -39,6 +39,7 @@ STRIP_WIDTH = 640  # CSS pixels that a strip's tiles are enlarged to fill
 _STRIP_GAP = 4
 _GROUP_GAP = 20
 _ROW_LABELS = 48
+WORD_LABELS = 66
 _COLUMN_LABEL = 44
 _HEAD, _FOOT = 30, 26
 
@@ -169,6 +170,7 @@ def record(
     clip: str | None = "auto",
     batch_size: int | None = None,
     moments: int | None = None,
+    x_init: Tensor | None = None,
 ) -> Trajectory:
     """Sample images 0 … n-1 of a seed and record all moments, or `moments` of them.
 
@@ -182,7 +184,8 @@ def record(
             f"pictures need images (C, H, W), but the denoiser's shape is {denoiser.shape}"
         )
     table = table or build_table(denoiser.schedule, sampler, steps)
-    x_init = initial_noise(n, denoiser.shape, seed)
+    if x_init is None:
+        x_init = initial_noise(n, denoiser.shape, seed)
     states = sample_steps(
         denoiser,
         n,
@@ -226,11 +229,11 @@ def draw_trajectory(
     """
     shown = recorded.moments(columns)
     rows = [row for i in range(shown.x.shape[1]) for row in (shown.x[:, i], shown.x_start[:, i])]
-    return _strip(
+    return strip(
         rows,
-        heads=[*map(str, shown.timesteps), "done"],
         row_labels=["$x_t$", r"$\hat{x}_0$"] * shown.x.shape[1],
         strip_width=width,
+        heads=("$t$", [*map(str, shown.timesteps), "done"]),
         group=2,
     )
 
@@ -257,12 +260,12 @@ def forward_strip(
     noise = normal(tuple(image.shape), seed, "forward strip").expand_as(x_start)
     x_t = to_uint8(q_sample(schedule, x_start, t, noise))
     signal = schedule.sqrt_alphas_cumprod[t].tolist()
-    return _strip(
+    return strip(
         [torch.cat([image[None], x_t])],
-        heads=["clean", *map(str, t.tolist())],
         row_labels=["$x_t$"],
         strip_width=width,
-        feet=["100%", *(_percent(share) for share in signal)],
+        heads=("$t$", ["clean", *map(str, t.tolist())]),
+        feet=("signal", ["100%", *(_percent(share) for share in signal)]),
     )
 
 
@@ -322,53 +325,66 @@ def _coarse_at_first(frames: list[Image.Image]) -> list[Image.Image]:
     return [frame.point(coarse) for frame in frames[:noisy]] + frames[noisy:]
 
 
-def _strip(
+Line = tuple[str, Sequence[str]]  # what a line of text tells, and its text for each column
+
+
+def strip(
     rows: Sequence[Tensor],
-    heads: Sequence[str],
     row_labels: Sequence[str],
     strip_width: int,
-    feet: Sequence[str] = (),
+    heads: Line | None = None,
+    feet: Line | None = None,
     group: int = 1,
+    label_width: int = _ROW_LABELS,
 ) -> Image.Image:
-    """Rows of images (columns, C, H, W) under `heads`, a wider gap after every `group` rows."""
-    columns = len(heads)
+    """Rows of images with a line of text above and one beneath.
+
+    Args:
+        rows: uint8 (columns, C, H, W) each.
+        row_labels: one for each row, at its left.
+        strip_width: about the width, in CSS pixels; large images make a wider picture.
+        group: rows that stand close together, before a wider gap.
+        label_width: room for the labels, in CSS pixels.
+    """
+    columns = len(rows[0])
     height, width = rows[0].shape[-2:]
-    room = (strip_width - _ROW_LABELS) / columns - _STRIP_GAP
+    room = (strip_width - label_width) / columns - _STRIP_GAP
     factor = max(1, int(style.DENSITY * min(room / width, 1.5 * room / height)))
     tiles = [_enlarge(_pixels(row), factor) for row in rows]
     height, width = height * factor, width * factor
     gap = style.DENSITY * _STRIP_GAP
     # Large images make a large picture, which is shown smaller: its text grows with it.
-    wide = columns * (width + gap) / style.DENSITY + _ROW_LABELS
+    wide = columns * (width + gap) / style.DENSITY + label_width
     scale = max(1.0, wide / strip_width)
 
     def px(length: float) -> int:
         return round(style.DENSITY * scale * length)
 
     pitch = max(width + gap, style.DENSITY * _COLUMN_LABEL)
-    lefts = [px(_ROW_LABELS) + i * pitch + (pitch - width) // 2 for i in range(columns)]
+    head = px(_HEAD) if heads else 0
+    lefts = [px(label_width) + i * pitch + (pitch - width) // 2 for i in range(columns)]
     tops = [
-        px(_HEAD) + i * (height + gap) + i // group * (px(_GROUP_GAP) - gap)
-        for i in range(len(rows))
+        head + i * (height + gap) + i // group * (px(_GROUP_GAP) - gap) for i in range(len(rows))
     ]
     bottom = tops[-1] + height
-    size = (px(_ROW_LABELS) + columns * pitch, bottom + (px(_FOOT) if feet else 0))
+    size = (px(label_width) + columns * pitch, bottom + (px(_FOOT) if feet else 0))
 
     figure = style.new_figure(size[0] / style.DENSITY, size[1] / style.DENSITY)
 
-    def line(left_text: str, texts: Sequence[str], baseline: int, color: str) -> None:
+    def write(line: Line, baseline: int, color: str) -> None:
         how = {"va": "baseline", "color": color, "fontsize": style.TEXT_SIZE * scale}
         y = baseline / style.DENSITY
-        style.add_text(figure, scale, y, left_text, **how)
-        for left, text in zip(lefts, texts, strict=True):
+        style.add_text(figure, scale, y, line[0], **how)
+        for left, text in zip(lefts, line[1], strict=True):
             style.add_text(figure, (left + width / 2) / style.DENSITY, y, text, ha="center", **how)
 
-    line("$t$", heads, px(_HEAD - 9), style.INK)
+    if heads:
+        write(heads, px(_HEAD - 9), style.INK)
     for top, text in zip(tops, row_labels, strict=True):
         how = {"va": "center", "fontsize": style.TEXT_SIZE * scale}
         style.add_text(figure, scale, (top + height / 2) / style.DENSITY, text, **how)
     if feet:
-        line("signal", feet, bottom + px(_FOOT - 7), style.MUTED)
+        write(feet, bottom + px(_FOOT - 7), style.MUTED)
 
     picture = style.to_image(figure)
     for top, row in zip(tops, tiles, strict=True):

@@ -10,7 +10,8 @@ from ..diffusion.samplers import build_table, sample
 from ..evaluation.distances import Floats
 from ..evaluation.measures import in_short, score
 from ..run import Run
-from . import pictures, points
+from . import conditional, pictures, points
+from .image_page import told
 from .inline import Picture, inline, keep
 from .truth import Truth, as_rows
 
@@ -32,7 +33,7 @@ def parts(
     if truth is not None and len(truth.values) < _FEWEST:
         truth = None
     count = _SAMPLES if truth is None else min(_SAMPLES, len(truth.values) // 2)
-    condition = run.cycled_classes(0, count)
+    condition = run.conditions(0, count)
     context: dict[str, Any] = {"pictures": {"forward": None}, "plane": plane, "real": truth}
     if plane:
         course = points.record(denoiser, count, sampler, seed=seed, condition=condition)
@@ -42,7 +43,18 @@ def parts(
             telling = points.telling_timesteps(denoiser.schedule)
             drawn["field"] = points.draw_field(denoiser, course, telling)
             narrow["field"] = points.draw_field(denoiser, course, telling[1::2], points.NARROW)
-        context["pictures"] |= {"field": None, **keep(folder, drawn, narrow)}
+        conditions = conditional.chosen(run, _COLUMNS)
+        if conditions is not None:
+            can = conditional.can_be_guided(denoiser, conditions.told)
+            guidances = [None, conditional.GUIDANCE] if can else [None]
+            context["guided"] = can
+            rows = conditional.point_rows(denoiser, conditions, sampler, seed, guidances)
+            limits = points.frame_of(*(x for _, _, panels in rows for x in panels))
+            drawn["conditional"] = points.draw_rows(rows, points.WIDE, limits)
+            narrow["conditional"] = points.draw_rows(rows, points.NARROW, limits)
+        context["pictures"] |= {"field": None, "conditional": None}
+        context["pictures"] |= keep(folder, drawn, narrow)
+        context |= {"conditions": conditions, "guidance": f"{conditional.GUIDANCE:g}"}
         film = points.film(course.first(_SHOWN))
         pictures.write_film(film, folder / "denoising.gif", _FRAME_MS)
         context["film"] = inline((folder / "denoising.gif").read_bytes())
@@ -51,7 +63,7 @@ def parts(
         table = build_table(denoiser.schedule, sampler)
         made = as_rows(sample(denoiser, count, table=table, seed=seed, condition=condition))
     distances = [] if truth is None else _distances(truth, made)
-    return {**context, "sample_count": count, "distances": distances}
+    return {**context, "told": told(run), "sample_count": count, "distances": distances}
 
 
 def _draw(

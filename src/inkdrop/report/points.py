@@ -207,6 +207,7 @@ def record(
     table: SamplerTable | None = None,
     condition: Tensor | None = None,
     batch_size: int | None = None,
+    x_init: Tensor | None = None,
 ) -> Course:
     """Sample points 0 … n-1 of a seed and keep all moments; the arguments are those of `sample`.
 
@@ -220,7 +221,8 @@ def record(
         )
     if table is None:
         table = build_table(denoiser.schedule, sampler, steps)
-    x_init = initial_noise(n, denoiser.shape, seed)
+    if x_init is None:
+        x_init = initial_noise(n, denoiser.shape, seed)
     moments = [x_init.double().numpy()]
     states = sample_steps(
         denoiser,
@@ -261,7 +263,7 @@ def reverse_steps(
 def draw_courses(courses: Mapping[str, Course], columns: int = 6, width: int = WIDE) -> Figure:
     """`reverse_steps` of what was recorded; the name of a single row may be empty."""
     shown = {name: course.moments(columns) for name, course in courses.items()}
-    return _draw_rows([(name, c.heads, list(c.x)) for name, c in shown.items()], width)
+    return draw_rows([(name, c.heads, list(c.x)) for name, c in shown.items()], width)
 
 
 def forward_steps(
@@ -281,14 +283,18 @@ def forward_steps(
     levels = np.linspace(0, amplitude[-1].item(), columns)[1:]
     t = sorted({int(abs(amplitude.numpy() - level).argmin()) for level in levels})
     moments = [signal[i].item() * x + amplitude[i].item() * noise for i in t]
-    return _draw_rows([("", ["clean", *(f"$t$ = {i:,}" for i in t)], [x, *moments])], width)
+    return draw_rows([("", ["clean", *(f"$t$ = {i:,}" for i in t)], [x, *moments])], width)
 
 
-def _draw_rows(rows: Sequence[tuple[str, Sequence[str], Sequence[Floats]]], width: int) -> Figure:
+Panels = tuple[str, Sequence[str], Sequence[Floats]]
+
+
+def draw_rows(rows: Sequence[Panels], width: int, limits: Frame | None = None) -> Figure:
     """Rows of panels of one frame: (name, what to write above each panel, its points)."""
-    # The smallest of the rows' frames: a model that throws points far off must not blur the others.
-    frames = [frame_of(*panels, share=_PROCESS_SHARE) for _, _, panels in rows]
-    limits = min(frames, key=lambda frame: frame[0][1] - frame[0][0])
+    if limits is None:
+        # The smallest of the rows': a model that throws points far off must not blur the others.
+        frames = [frame_of(*panels, share=_PROCESS_SHARE) for _, _, panels in rows]
+        limits = min(frames, key=lambda frame: frame[0][1] - frame[0][0])
     side = (width + _GAP) / max(len(panels) for _, _, panels in rows) - _GAP
     one_head = all(heads == rows[0][1] for _, heads, _ in rows)
     name_room = _ROW_LABEL if any(name for name, _, _ in rows) else 0
