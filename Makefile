@@ -1,16 +1,16 @@
 # make demo: set up, train on the embedded digits, sample, write the report
 # make test: set up, run every check
-# make notebook: run examples/gmm.ipynb, and keep what comes out in it
+# make notebooks: run those in examples/ at their full size, and keep what comes out in them
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/digits
-NOTEBOOK := examples/gmm.ipynb
+NOTEBOOKS := examples/gmm.ipynb examples/own_images.ipynb
 CELL_SECONDS := 300
 
-.PHONY: help install demo test lint notebook clean
+.PHONY: help install demo test lint notebooks clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -44,17 +44,19 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports
 
 # Two single-threaded workers use two cores better than two threads do on networks this small.
-# The notebook takes longest: it comes first, and the other worker takes over what lies behind it.
+# The notebooks take longest: they come first, and a worker takes over what lies behind them.
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term \
-		--nbmake --nbmake-timeout $(CELL_SECONDS) $(NOTEBOOK) tests
+		--nbmake --nbmake-timeout $(CELL_SECONDS) $(NOTEBOOKS) tests
 
-# `jupyter execute` would write the times of day into it.
-notebook: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import nbclient, nbformat; \
-		notebook = nbformat.read("$(NOTEBOOK)", 4); \
-		nbclient.execute(notebook, record_timing=False, timeout=$(CELL_SECONDS)); \
-		nbformat.write(notebook, "$(NOTEBOOK)")'
+# `jupyter execute` would write the times of day into them.
+notebooks: $(STAMP)
+	@for notebook in $(NOTEBOOKS); do \
+		INKDROP_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -c 'import sys, nbclient, nbformat; \
+			notebook = nbformat.read(sys.argv[1], 4); \
+			nbclient.execute(notebook, record_timing=False, timeout=None); \
+			nbformat.write(notebook, sys.argv[1])' $$notebook || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

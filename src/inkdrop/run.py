@@ -64,6 +64,7 @@ from .diffusion.solvers import SamplerTable
 from .diffusion.spacing import FITTED
 from .errors import InkdropError, unknown_name
 from .metrics import read_metrics
+from .randomness import generator
 
 DATA_FILE = "data.json"
 FITTED_FILE = "timesteps.json"
@@ -407,14 +408,16 @@ def conditions(config: Config, first: int, count: int, vectors: Tensor | None) -
 
 
 def kept_vectors(examples: Examples) -> Tensor:
-    """Vectors (K, V) that a run keeps of its training examples, spread evenly over them.
+    """Vectors (K, V) that a run keeps of its training examples, in an order drawn by lot.
 
-    As many as 4,096 and as a quarter of a million numbers, but 64 in any case.
+    As many as 4,096 and as a quarter of a million numbers, but 64 in any case. The first few are
+    then as good as any: data are often sorted.
     """
     assert examples.labels is not None
     n, numbers = examples.labels.shape
     count = min(n, _KEPT_VECTORS, max(_FEWEST_VECTORS, _KEPT_NUMBERS // numbers))
-    return examples.labels[torch.arange(count) * n // count].cpu()
+    chosen = generator(0, "kept vectors").permutation(n)[:count]
+    return examples.labels[torch.from_numpy(chosen)].cpu()
 
 
 def write_vectors(path: Path, vectors: Tensor) -> None:
