@@ -23,7 +23,14 @@ from inkdrop.errors import InkdropError
 from inkdrop.evaluating import write_evaluations
 from inkdrop.evaluation.features import FeatureSet
 from inkdrop.evaluation.figures import measure
-from inkdrop.evaluation.record import Evaluation, families, keep_evaluation, read_evaluations
+from inkdrop.evaluation.record import (
+    Evaluation,
+    Figure,
+    Memorisation,
+    families,
+    keep_evaluation,
+    read_evaluations,
+)
 from inkdrop.extracting import FOLDER, features_of
 from inkdrop.measuring import _classifier, cheap_extractor
 from inkdrop.networks.classifier import Classifier
@@ -323,6 +330,18 @@ def test_two_evaluations_at_once_are_both_kept(run: inkdrop.Run) -> None:
         list(pool.map(lambda each: keep_evaluation(run.path, each), several))
     kept = read_evaluations(run.path)
     assert sorted(each.protocol.seed for each in kept) == list(range(8))
+
+
+def test_what_is_left_out_the_second_time_stays(run: inkdrop.Run) -> None:
+    found = one(run, **FEW)
+    copies = Memorisation("none seen", "Nothing was near.", [])
+    keep_evaluation(run.path, replace(found, memorisation=copies))
+    bits = {"train": {"bits_per_dim": 4.0, "standard_error": 0.1, "examples": 10}}
+    again = {"precision": Figure(0.25), "recall": Figure(0.5)}
+    keep_evaluation(run.path, replace(found, figures=again, likelihood=bits))
+    (kept,) = read_evaluations(run.path)
+    assert (kept.memorisation, kept.likelihood) == (copies, bits)
+    assert kept.figures == found.figures | again
 
 
 def test_points_have_no_image_metrics_and_no_extractor(points: inkdrop.Run) -> None:

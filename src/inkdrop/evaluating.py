@@ -92,7 +92,7 @@ class _Work:
 def evaluate(run: Run | str | Path, **options: Any) -> Evaluation | list[Evaluation]:
     """Hold samples of a run against real examples: Fréchet distance, precision, copies and more.
 
-    What is found is kept in RUN/evaluation.json, in place of what the same protocol found before.
+    What is found is kept in RUN/evaluation.json; the same protocol again adds to it, or replaces.
 
     Args:
         run: the run, or its folder.

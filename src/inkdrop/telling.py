@@ -16,6 +16,7 @@ from .evaluation.record import (
     Figure,
     Metric,
     Protocol,
+    extractor_in_words,
     notes,
 )
 from .run import Run
@@ -69,7 +70,7 @@ def _protocol_in_words(run: Run, protocol: Protocol, swept: bool = False) -> lis
     told = "" if protocol.condition == "nothing" else f", told {protocol.condition}"
     reference, extractor = protocol.reference, protocol.extractor
     known = extractor.get("accuracy")
-    features = f"{extractor['features']:,} features of {_extractor_in_words(extractor['name'])}"
+    features = f"{extractor['features']:,} features of {extractor_in_words(extractor['name'])}"
     if known is not None:
         features += f", which knows {known:.1%} of real ones"
     splits = {"train": "training ", "held-out": "held-out "}
@@ -80,15 +81,6 @@ def _protocol_in_words(run: Run, protocol: Protocol, swept: bool = False) -> lis
         f"held against {reference['count']:,} {split}examples of {reference['name']}, "
         f"by {features}",
     ]
-
-
-def _extractor_in_words(name: str) -> str:
-    words = {
-        "classifier": "a classifier of these classes",
-        "coordinates": "points as they are",
-        "pixels": "images as they are",
-    }
-    return words.get(name, name)
 
 
 def _figures(evaluation: Evaluation) -> Table:

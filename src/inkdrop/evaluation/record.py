@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +251,45 @@ def check_keeps(folder: Path) -> None:
 
 
 def keep_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """Add an evaluation to the run's file, in place of one of the same protocol."""
+    """Add an evaluation to the run's file, or to what the same protocol found there before.
+
+    What was measured again is replaced; what was left out this time stays.
+    """
     file = folder / EVALUATION_FILE
     with FileLock(folder / _LOCK):  # others may evaluate the run meanwhile
-        kept = [e for e in read_evaluations(folder) if e.protocol.differences(evaluation.protocol)]
+        kept = []
+        for each in read_evaluations(folder):
+            if each.protocol.differences(evaluation.protocol):
+                kept.append(each)
+            else:
+                evaluation = _joined(each, evaluation)
         content = {
             "format_version": FORMAT_VERSION,
             "evaluations": [asdict(each) for each in [*kept, evaluation]],
         }
         replace_synced(file, json.dumps(content, indent=1, allow_nan=False).encode())
     return file
+
+
+def _joined(before: Evaluation, now: Evaluation) -> Evaluation:
+    parts = ("classes", "accuracy", "class_coverage", "memorisation", "likelihood", "command")
+    known = {name: getattr(now, name) for name in parts}
+    return replace(
+        before,
+        **{name: value for name, value in known.items() if value is not None},
+        figures=before.figures | now.figures,
+        seconds=before.seconds | now.seconds,
+    )
+
+
+def extractor_in_words(name: str) -> str:
+    """What features are made by: "128 features of …"."""
+    words = {
+        "classifier": "a classifier of these classes",
+        "coordinates": "points as they are",
+        "pixels": "images as they are",
+    }
+    return words.get(name, name)
 
 
 def notes(figures: Mapping[str, Figure]) -> list[tuple[tuple[str, ...], str]]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from ..errors import InkdropError
 from ..evaluation.measures import in_short
-from ..evaluation.record import METRICS, Evaluation, Figure, Protocol, families, notes
+from ..evaluation.record import (
+    METRICS,
+    Evaluation,
+    Figure,
+    Protocol,
+    extractor_in_words,
+    families,
+    notes,
+)
 from . import evaluation_charts
 
 # Figures compare only where all of these are the same; the rest is what one may wish to compare.
@@ -229,7 +237,7 @@ def summary(protocol: Protocol, step: bool = True) -> str:
         f"{protocol.samples:,} samples of seed {protocol.seed} by {protocol.sampler} with "
         f"{_evaluations_in_words(protocol)} evaluations{guided}{told}, from the {weights}{at}; "
         f"against {count}real images ({real or 'unnamed'}), by {features}features of "
-        f"{extractor.get('name', 'an unnamed network')}."
+        f"{extractor_in_words(extractor.get('name', 'an unnamed network'))}."
     )
 
 
