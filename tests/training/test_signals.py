@@ -100,15 +100,17 @@ def test_in_another_thread_nothing_is_changed() -> None:
     assert seen == [before]
 
 
-# hashlib computes for an hour, and no signal is handled in Python meanwhile.
+# hashlib computes for an hour, and no signal is handled in Python meanwhile. A timer says when it is
+# at it: a signal before that would be heard.
 STUCK = """
-import hashlib, sys, time
+import hashlib, sys, threading, time
 from inkdrop.training.signals import handling_stop_signals
 with handling_stop_signals(lambda number: print("heard", flush=True), grace=0.3):
-    print("ready", flush=True)
     if sys.argv[1] == "stuck":
+        threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     else:
+        print("ready", flush=True)
         sys.stdin.readline()
         time.sleep(0.6)
 """
