@@ -100,8 +100,8 @@ def test_in_another_thread_nothing_is_changed() -> None:
     assert seen == [before]
 
 
-# hashlib computes for an hour, and no signal is handled in Python meanwhile. A timer says when it is
-# at it: a signal before that would be heard.
+# hashlib computes for an hour, and no signal is handled in Python meanwhile. A timer says when it
+# is at it: a signal before that would be heard.
 STUCK = """
 import hashlib, sys, threading, time
 from inkdrop.training.signals import handling_stop_signals
