@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from .data.places import CACHE_VARIABLE, cache_folder
 from .data.stream import Stream, held_out_split
 from .environment import describe
 from .errors import InkdropError, unknown_name
+from .folders import make_empty, remove, writing_place
 from .networks.classifier import FEATURES, Classifier
 from .presets import PRESETS, preset
 from .randomness import generator, torch_seeded
@@ -539,16 +539,15 @@ def _locked(folder: Path, console: Console | None) -> Iterator[None]:
 @contextmanager
 def _writing(folder: Path) -> Iterator[Path]:
     """A folder beside the one that is to be, made before the training that it is for."""
-    writing = folder.with_name(f".writing-{folder.name}")
+    writing = writing_place(folder)
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        make_empty(writing)
     except OSError as error:
         raise _no_place(folder, error) from error
     try:
         yield writing
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        remove(writing)
 
 
 def _no_place(folder: Path, error: OSError) -> InkdropError:
@@ -577,12 +576,12 @@ def _write(writing: Path, facts: dict[str, Any], network: Classifier) -> None:
 def _put_in_place(writing: Path, folder: Path) -> None:
     """Move a folder that is written to its place, and remove the one that was there."""
     replaced = folder.with_name(f".removing-{folder.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
     if folder.exists():
         folder.rename(replaced)
     writing.rename(folder)
     sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
 
 
 def _fingerprint(weights: str) -> str:

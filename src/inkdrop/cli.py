@@ -203,17 +203,28 @@ def _number(option: str, text: str, other: str) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    commands = {"check": _data_check, "cache": _data_cache}
+    return _one_of(
+        "data",
+        {"check": _data_check, "cache": _data_cache},
+        "  check PATH   look at images: what they are, what is wrong, what training costs\n"
+        "  cache        what decoded images are kept, and how to be rid of them\n\n"
+        "PATH is a folder, an archive or files of any kind, or hf:NAME for a set of the hub.",
+        arguments,
+    )
+
+
+def _one_of(
+    group: str,
+    commands: dict[str, Callable[[list[str]], int]],
+    told: str,
+    arguments: list[str],
+) -> int:
+    """Run a command of a group, or tell what there is."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        _print(
-            "usage: inkdrop data COMMAND\n\n"
-            "  check PATH   look at images: what they are, what is wrong, what training costs\n"
-            "  cache        what decoded images are kept, and how to be rid of them\n\n"
-            "PATH is a folder, an archive or files of any kind, or hf:NAME for a set of the hub."
-        )
-        return 0 if arguments else _fail(f"data needs a command: {', '.join(commands)}")
+        _print(f"usage: inkdrop {group} COMMAND\n\n{told}")
+        return 0 if arguments else _fail(f"{group} needs a command: {', '.join(commands)}")
     if arguments[0] not in commands:
-        raise unknown_name("data command", arguments[0], commands)
+        raise unknown_name(f"{group} command", arguments[0], commands)
     return commands[arguments[0]](arguments[1:])
 
 
@@ -352,19 +363,15 @@ def _fit(arguments: list[str]) -> int:
 
 
 def _classifier(arguments: list[str]) -> int:
-    commands = {"train": _classifier_train, "list": _classifier_list}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _print(
-            "usage: inkdrop classifier COMMAND\n\n"
-            "  train PRESET|RUN  train a classifier of the data's own classes, and keep it\n"
-            "  list              what classifiers are kept\n\n"
-            "Its features are what images are compared in: inkdrop evaluate RUN "
-            "--extractor classifier."
-        )
-        return 0 if arguments else _fail(f"classifier needs a command: {', '.join(commands)}")
-    if arguments[0] not in commands:
-        raise unknown_name("classifier command", arguments[0], commands)
-    return commands[arguments[0]](arguments[1:])
+    return _one_of(
+        "classifier",
+        {"train": _classifier_train, "list": _classifier_list},
+        "  train PRESET|RUN  train a classifier of the data's own classes, and keep it\n"
+        "  list              what classifiers are kept\n\n"
+        "Its features are what images are compared in: inkdrop evaluate RUN "
+        "--extractor classifier.",
+        arguments,
+    )
 
 
 def _classifier_train(arguments: list[str]) -> int:

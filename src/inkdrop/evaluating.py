@@ -192,9 +192,9 @@ def write_evaluations(
         for scale in scales
     ]
     ways = [_Way(table, each.denoiser) for each in steered for table in tables]
-    denoiser, told = run.load_denoiser(weights), steered[0].told
+    told = steered[0].told
     real = real_examples(run, data, source, reference, told, console)
-    device = str(denoiser.device)
+    device = str(steered[0].denoiser.device)
     by = measuring(run, extractor, metrics, real, processes, device, console)
     count = min(by.usual, len(real.reference)) if n is None else n
     by.check(count, len(real.reference), metrics)
@@ -227,7 +227,8 @@ def write_evaluations(
     bits = None
     if likelihood:
         started = perf_counter()
-        bits = likelihoods(run, denoiser, real.train, real.held_out, seed, batch_size, console)
+        plain = run.load_denoiser(weights)  # the bound is of the model, not of its guidance
+        bits = likelihoods(run, plain, real.train, real.held_out, seed, batch_size, console)
         shared["likelihood"] = perf_counter() - started
     found = []
     with tempfile.TemporaryDirectory(prefix="inkdrop-") as folder:
