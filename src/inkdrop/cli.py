@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .allocator import keep_memory
 from .console import say
 from .errors import InkdropError, is_full, unknown_name
 from .launcher import launched, rank_told
@@ -51,6 +52,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × or ᾱ shows a ? there
+    keep_memory()
     code = run(sys.argv[1:])
     if "RANK" in os.environ:
         # Torn down with the interpreter, threads of a process group can abort the process or keep

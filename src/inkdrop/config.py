@@ -52,9 +52,12 @@ OBJECTIVES = (
 OWN_OBJECTIVE = "own"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "float64")
 PARALLEL = ("ddp", "fsdp")
+COMPILE = ("auto", "on", "off")
 ON_NONFINITE = ("stop", "skip", "rollback")
 VARIANCES = ("posterior", "beta", "learned")
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss-aware")
+LONGEST_WAVES = ("included", "excluded")
+DOWNSAMPLE_PADDINGS = ("both", "after")
 SCHEDULE_FIELDS = {
     "linear": {"timesteps", "beta_start", "beta_end"},
     "cosine": {"timesteps", "s", "max_beta"},
@@ -194,6 +197,15 @@ class UNetConfig(Settings):
     """How a block is told the timestep: additive or scale-shift."""
     patch_size: PositiveInt = 1
     """Side of the square of pixels that the first layer folds into channels."""
+    norm_groups: PositiveInt | None = None
+    """Groups of each normalisation; 32, or fewer for about four channels each, where not given."""
+    norm_epsilon: PositiveFloat = 1e-5
+    """What a normalisation adds to the variance."""
+    longest_wave: Annotated[str, one_of("longest wave", LONGEST_WAVES)] = "included"
+    """Whether the sinusoids of the timestep include the wavelength 20,000π: included, as Ho's, or
+    excluded, as Vaswani's."""
+    downsample_padding: Annotated[str, one_of("padding", DOWNSAMPLE_PADDINGS)] = "both"
+    """Where a strided convolution pads: both sides, or after (bottom and right, as Ho's)."""
     classes: PositiveInt | None = None
     """Number of classes to be told as the condition; none for an unconditional network."""
     vector: PositiveInt | None = None
@@ -271,6 +283,9 @@ class TrainingConfig(Settings):
     """Decay of the averaged weights per step; smaller during the first steps."""
     precision: Annotated[str, one_of("precision", PRECISIONS)] = "auto"
     """auto, float32, bfloat16, float16 or float64; auto is bfloat16 on a GPU that has it."""
+    compile: Annotated[str, one_of("answer to whether to compile", COMPILE)] = "auto"
+    """Train through torch.compile, which takes a minute or two first: auto (on a GPU, where 10,000
+    steps or more are left), on or off."""
     parallel: Annotated[str, one_of("way to share a network", PARALLEL)] = "ddp"
     """How processes share the network: ddp keeps it whole in each, fsdp a part in each, for
     networks beyond one device's memory."""

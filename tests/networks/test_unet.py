@@ -100,7 +100,7 @@ def test_attention_looks_at_every_position():
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_attention_is_softmax_of_queries_and_keys(heads):
     with torch_seeded(0, "test"):
-        attention = Attention(16, 16 // heads).double()
+        attention = Attention(16, UNetConfig(head_channels=16 // heads)).double()
     nn.init.normal_(attention.out.weight, std=0.2)
     x = images(2, 16, 3, 5).double()
     qkv = attention.qkv(attention.norm(x)).flatten(2)  # (2, 48, 15)

@@ -142,7 +142,7 @@ class Training:
                 ((output - target[rows]).square().sum() / len(own)).backward()
         # The second step is not clipped.
         limit = 1e9 if self.step == 1 else 0.05
-        self.norms.append(self.parallel.clip(self.parameters.values(), limit))
+        self.norms.append(float(self.parallel.clip(self.parameters.values(), limit)))
         self.gradients = {
             name: full(p.grad).clone() for name, p in self.parameters.items() if p.grad is not None
         }
@@ -290,7 +290,7 @@ def an_overflow_in_one_skips_the_step_in_all(training: Training) -> None:
         if overflow and training.processes.first:
             local(parameters[0].grad)[0] = float("inf")
         scaler.unscale_(optimizer)
-        norm = parallel.clip(parameters, 1.0)
+        norm = float(parallel.clip(parameters, 1.0))
         scaler.step(optimizer)
         scaler.update()
         same = all(torch.equal(full(p), b) for p, b in zip(parameters, before, strict=True))

@@ -42,7 +42,7 @@ def without(labels: Tensor, left_out: Tensor) -> Tensor:
     return labels.masked_fill(left_out, -1)
 
 
-def sinusoidal(t: Tensor, dimensions: int) -> Tensor:
+def sinusoidal(t: Tensor, dimensions: int, longest: bool = True) -> Tensor:
     """Sines and cosines of t at wavelengths from 2π to 20,000π.
 
     Vaswani et al. 2017, Sec. 3.5, in the order of Ho et al. 2020: all sines, then all cosines.
@@ -50,12 +50,14 @@ def sinusoidal(t: Tensor, dimensions: int) -> Tensor:
     Args:
         t: (B,) timesteps.
         dimensions: even, at least 4.
+        longest: whether the last wavelength is 20,000π, as in Ho's code, or one step short of it,
+            as in Vaswani's.
 
     Returns:
         (B, dimensions) float32.
     """
     half = dimensions // 2
-    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - longest)
     angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -70,6 +72,7 @@ class ConditionEmbedding(nn.Module):
         augmentations: the numbers that tell an augmentation; 0 for a network that is not told.
         vector: the numbers of a vector that is told in place of a class; None for none.
         null: whether class or vector may be left out, as -1 or NaN: what stands for it is learnt.
+        longest: as for `sinusoidal`.
     """
 
     def __init__(
@@ -80,8 +83,10 @@ class ConditionEmbedding(nn.Module):
         augmentations: int = 0,
         vector: int | None = None,
         null: bool = False,
+        longest: bool = True,
     ) -> None:
         super().__init__()
+        self.longest = longest
         self.dimensions = max(4, dimensions + dimensions % 2)
         self.classes = classes
         self.augmentations = augmentations
@@ -105,7 +110,7 @@ class ConditionEmbedding(nn.Module):
     def forward(self, t: Tensor, condition: Tensor | Condition | None) -> Tensor:
         classes, augmentation, vectors = _parts(condition)
         dtype = next(self.mlp.parameters()).dtype
-        embedding: Tensor = self.mlp(sinusoidal(t, self.dimensions).to(dtype))
+        embedding: Tensor = self.mlp(sinusoidal(t, self.dimensions, self.longest).to(dtype))
         embedding = self._told(embedding, t, classes, vectors)
         if augmentation is None:
             return embedding

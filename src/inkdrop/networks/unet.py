@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import InkdropError
+from .attention import attend
 from .embedding import Condition, ConditionEmbedding
 
 
@@ -57,6 +58,7 @@ class UNet(nn.Module):
             augmentation_labels,
             config.vector,
             null,
+            longest=config.longest_wave == "included",
         )
         self.stem = nn.Conv2d(image_channels * self.patch_size**2, widths[0], 3, padding=1)
 
@@ -67,7 +69,7 @@ class UNet(nn.Module):
                 self.down.append(block(width, outputs, attends[level]))
                 skips.append(width := outputs)
             if level < len(widths) - 1:
-                self.down.append(Downsample(width))
+                self.down.append(Downsample(width, config.downsample_padding))
                 skips.append(width)
 
         self.middle = nn.ModuleList(
@@ -83,7 +85,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width))
 
         self.head = nn.Sequential(
-            _norm(width),
+            _norm(width, config),
             nn.SiLU(),
             _zeroed(
                 nn.Conv2d(
@@ -130,14 +132,14 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift = config.time_injection == "scale-shift"
-        self.norm1 = _norm(inputs)
+        self.norm1 = _norm(inputs, config)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.project = nn.Linear(embedding_width, outputs * (2 if self.scale_shift else 1))
-        self.norm2 = _norm(outputs)
+        self.norm2 = _norm(outputs, config)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.attention = Attention(outputs, config.head_channels) if attention else nn.Identity()
+        self.attention = Attention(outputs, config) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         told = self.project(embedding)[:, :, None, None]
@@ -155,38 +157,37 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all positions of a feature map, added to it."""
 
-    def __init__(self, channels: int, head_channels: int | None) -> None:
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        head_channels = head_channels or channels
+        head_channels = config.head_channels or channels
         if channels % head_channels:
             raise InkdropError(
                 f"head_channels {head_channels} does not divide the {channels} channels of a level "
                 "with attention"
             )
         self.heads = channels // head_channels
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, config)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, -1, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, positions, head channels)
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.transpose(-1, -2).reshape(batch, channels, height, width)
-        out: Tensor = x + self.out(h)
+        heads = (batch, self.heads, channels // self.heads, height * width)
+        q, k, v = (z.reshape(heads) for z in self.qkv(self.norm(x)).chunk(3, dim=1))
+        out: Tensor = x + self.out(attend(q, k, v).reshape(x.shape))
         return out
 
 
 class Downsample(nn.Module):
     """Half the resolution, by a strided convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: str = "both") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.after = padding == "after"
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.after else 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h: Tensor = self.conv(x)
+        h: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.after else x)
         return h
 
 
@@ -202,12 +203,17 @@ class Upsample(nn.Module):
         return h
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
     """Ho's 32 groups, or fewer for groups of about four channels at least, as his have.
 
     A group of one channel would subtract the timestep again, which a block adds to whole channels.
     """
-    return nn.GroupNorm(math.gcd(min(32, max(1, channels // 4)), channels), channels)
+    groups = config.norm_groups or math.gcd(min(32, max(1, channels // 4)), channels)
+    if channels % groups:
+        raise InkdropError(
+            f"norm_groups {groups} does not divide the {channels} channels of a level"
+        )
+    return nn.GroupNorm(groups, channels, config.norm_epsilon)
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:

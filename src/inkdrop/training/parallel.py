@@ -115,21 +115,22 @@ class Parallel:
             module.set_requires_gradient_sync(True)
 
     @torch.no_grad()
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
-        """Scale the gradients to a norm of at most `limit`, and return what it was.
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+        """Scale the gradients to a norm of at most `limit`, and return what it was, on the device.
 
         As `nn.utils.clip_grad_norm_` of the whole network, on every process alike. Collective for a
         network in parts.
         """
         parameters = list(parameters)
         if not self.sharded:
-            return float(nn.utils.clip_grad_norm_(parameters, limit))
+            whole: Tensor = nn.utils.clip_grad_norm_(parameters, limit).detach()
+            return whole
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients).to(self.device)
-        norm = torch.linalg.vector_norm(self.processes.gather_equal(norm.reshape(1)))
+        own = nn.utils.get_total_norm(gradients).to(self.device)
+        norm: Tensor = torch.linalg.vector_norm(self.processes.gather_equal(own.reshape(1)))
         if gradients:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-        return float(norm)
+        return norm
 
 
 def same_weights(network: nn.Module, processes: Processes) -> None:

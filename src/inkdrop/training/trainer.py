@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ..acceleration import compiled
 from ..build import augmentation_of, build_denoiser, build_objective, choose_device
 from ..checkpoint import (
     PARTS,
@@ -43,7 +44,7 @@ from ..environment import describe, device_name
 from ..errors import InkdropError
 from ..launcher import launched
 from ..metrics import append_metrics, rewind_metrics, sync_metrics
-from ..networks.embedding import condition_of, without
+from ..networks.embedding import Condition, condition_of, without
 from ..processes import ProcessLost, current, joined, telling_of_lost_processes
 from ..randomness import generator, normal, torch_seeded
 from ..ranges import range_mistake
@@ -81,6 +82,7 @@ from .state import TrainingState
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _INITIAL = 0.1  # of the initial weights in the average at the end, from where on a warning is due
+_WORTH_COMPILING = 10_000  # steps, at milliseconds won each, for a minute or two
 _GRACE = {"cuda": 5.0, "cpu": 20.0}  # seconds that a process may stay stuck after a signal
 
 
@@ -132,6 +134,15 @@ def train(
         )
         trainer.run()
         return Run(trainer.out, network=network, device=config.training.device)
+
+
+class _Drawn(NamedTuple):
+    """This process's rows of a batch, and the noise on them."""
+
+    address: int
+    x_start: Tensor
+    condition: Tensor | Condition | None
+    noise: Tensor
 
 
 class Trainer:
@@ -220,6 +231,11 @@ class Trainer:
         )
         self.parallel.place(self.ema.network)
         self.network = self.parallel.network
+        if config.training.compile == "on" and self.parallel.sharded:
+            raise InkdropError(
+                "a network in parts is not compiled: give --training.compile off, or "
+                "--training.parallel ddp"
+            )
         self.denoiser = self._denoiser_of(self.parallel.module, denoiser)
         self.averaged = self._denoiser_of(self.ema.network, denoiser)
         self.timestep_sampler = timestep_sampler(
@@ -262,6 +278,7 @@ class Trainer:
                 f"{self.accumulation} equal parts (accumulation)"
             )
         self.waited = 0.0
+        self._coming: _Drawn | None = None
         if config.logging.tensorboard:
             _summary_writer()  # missing, it is missed before anything is written
         self.step = self._saved_step = 0
@@ -331,6 +348,7 @@ class Trainer:
         if self.config.training.accumulation == "auto":
             self._find_accumulation()
         self._say(self._summary())
+        self._compile()
         if self.config.training.deterministic:
             self._tell_cost_of_determinism()
         mistake = (
@@ -444,24 +462,14 @@ class Trainer:
         """
         training, seed, step = self.config.training, self.config.seed, self.step
         address = step + self.nonfinite.shift
-        asked = time.monotonic()
-        x_start, labels, told = self.stream.batch(address)
-        self.waited += time.monotonic() - asked
+        coming, self._coming = self._coming, None
+        if coming is None or coming.address != address:
+            coming = self._drawn(address)
+        x_start, condition, noise = coming.x_start, coming.condition, coming.noise
         batch, own = self.stream.batch_size, self.stream.rows
-        # Of the whole batch, as the noise below, so that processes may share it in any way.
-        if self.config.told is None:
-            labels = None
-        elif labels is not None and self.config.label_dropout:
-            left_out = generator(seed, "label dropout", address).random(batch)[own]
-            dropped = torch.from_numpy(left_out < self.config.label_dropout)
-            labels = without(labels, dropped.to(self.device))
-        condition = condition_of(labels, told)
         draw = self.timestep_sampler.draw(batch, generator(seed, "timestep", address))
         t, weight = torch.from_numpy(draw.t), torch.from_numpy(draw.weight).to(self.dtype)
         t_device, weight_device = t[own].to(self.device), weight[own].to(self.device)
-        # Of the whole batch, so that it does not depend on how many processes share it.
-        noise = normal((batch, *x_start.shape[1:]), seed, "noise", address, device=self.device)[own]
-        x_start, noise = x_start.to(self.dtype), noise.to(self.dtype)
         learning_rate = training.learning_rate * learning_rate_factor(training, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -488,10 +496,11 @@ class Trainer:
                 weighted = (losses * weight_device[rows]).sum() / len(x_start)
                 self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
             parts.append(losses.detach())
-        losses = self._agreed(torch.cat(parts).to(self.dtype))
-
         self.scaler.unscale_(self.optimizer)
-        norm = self.parallel.clip(self.parameters.values(), training.gradient_clip or math.inf)
+        clipped = self.parallel.clip(self.parameters.values(), training.gradient_clip or math.inf)
+        if self.device.type == "cuda" and step + 1 < self.total:
+            self._coming = self._drawn(address + 1)  # while it computes what the next line awaits
+        losses, norm = self._agreed(torch.cat(parts).to(self.dtype), clipped)
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
         if is_fault(losses, norm, scale):
             self.scaler.update()
@@ -517,25 +526,67 @@ class Trainer:
         self.window.add(losses, t, timesteps, 0.0 if skipped else norm, weight)
         self.timestep_sampler.observe(draw.t, losses.double().numpy())
 
-    def _agreed(self, losses: Tensor) -> Tensor:
-        """The losses of the whole batch, on the CPU.
+    def _drawn(self, address: int) -> _Drawn:
+        """What a step takes whose address alone says what it is."""
+        seed, asked = self.config.seed, time.monotonic()
+        x_start, labels, told = self.stream.batch(address)
+        self.waited += time.monotonic() - asked
+        batch, own = self.stream.batch_size, self.stream.rows
+        # Of the whole batch, as the noise below, so that processes may share it in any way.
+        if self.config.told is None:
+            labels = None
+        elif labels is not None and self.config.label_dropout:
+            left_out = generator(seed, "label dropout", address).random(batch)[own]
+            dropped = torch.from_numpy(left_out < self.config.label_dropout)
+            labels = without(labels, dropped.to(self.device))
+        # Of the whole batch, so that it does not depend on how many processes share it.
+        noise = normal((batch, *x_start.shape[1:]), seed, "noise", address, device=self.device)[own]
+        return _Drawn(
+            address, x_start.to(self.dtype), condition_of(labels, told), noise.to(self.dtype)
+        )
+
+    def _agreed(self, losses: Tensor, norm: Tensor) -> tuple[Tensor, float]:
+        """The losses of the whole batch and the gradient's norm, on the CPU: one wait for both.
 
         With them the processes agree on whether this step is their last, and whether to save after
         it: one of them may have been sent a signal, and only the first one's clock counts.
         """
         minutes = self.config.logging.checkpoint_minutes
         save = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        told = losses.new_tensor([self._signalled, save])
+        both = torch.cat([losses, told, norm.to(losses)[None]])
         if self.processes.size == 1:
             self._save_now = save
-            return losses.cpu()
+            own = both.cpu()
+            return own[:-3], float(own[-1])
         if self._launcher_is_gone:
             self._signalled = self._signalled or int(signal.SIGTERM)
-        told = losses.new_tensor([self._signalled, save])
-        said = self.processes.gather_equal(torch.cat([losses, told])[None]).cpu()
-        if number := int(said[:, -2].max()):
+            both[-3] = self._signalled
+        said = self.processes.gather_equal(both[None]).cpu()
+        if number := int(said[:, -3].max()):
             self.stopped_by = signal.Signals(number)
-        self._save_now = bool(said[0, -1])
-        return said[:, :-2].flatten()
+        self._save_now = bool(said[0, -2])
+        return said[:, :-3].flatten(), float(said[0, -1])
+
+    def _compile(self) -> None:
+        """Compile the network where asked to or where it pays; a first pass shows that it works."""
+        choice = self.config.training.compile
+        pays = self.device.type == "cuda" and self.total - self.step >= _WORTH_COMPILING
+        if choice == "off" or (choice == "auto" and (not pays or self.parallel.sharded)):
+            return
+        began, plain = time.monotonic(), self.denoiser
+        self.denoiser = self._denoiser_of(compiled(self.parallel.module), plain)
+        self.network.train()
+        try:
+            self._try_pass(self.stream.batch_size // (self.processes.size * self.accumulation))
+        except Exception as error:
+            if choice == "on" or self.processes.size > 1 or is_out_of_memory(error):
+                raise
+            self.denoiser = plain
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self._say(f"warning: not compiled, which would be faster ({reason})")
+        else:
+            self._say(f"compiled in {time.monotonic() - began:.0f} s")
 
     def _find_accumulation(self) -> None:
         """Take the largest part of a batch at once that the device has memory for."""
