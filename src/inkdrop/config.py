@@ -52,6 +52,7 @@ OBJECTIVES = (
 OWN_OBJECTIVE = "own"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "float64")
 PARALLEL = ("ddp", "fsdp")
+OPTIMIZERS = ("adam", "adamw", "muon")
 COMPILE = ("auto", "on", "off")
 ON_NONFINITE = ("stop", "skip", "rollback")
 VARIANCES = ("posterior", "beta", "learned")
@@ -263,12 +264,12 @@ class TrainingConfig(Settings):
     accumulation: PositiveInt | Literal["auto"] = 1
     """Equal parts that each process computes its share of a batch in, to fit in memory; auto finds
     the fewest that do."""
-    optimizer: Annotated[str, one_of("optimizer", ("adam", "adamw"))] = "adamw"
-    """adam or adamw."""
+    optimizer: Annotated[str, one_of("optimizer", OPTIMIZERS)] = "adamw"
+    """adam, adamw, or muon: orthogonal updates for the weights of layers, adamw for the rest."""
     learning_rate: PositiveFloat = 2e-4
     """The highest learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's decay of the gradient's first and second moments."""
+    """Adam's decay of the gradient's first and second moments; muon's of what adamw is for."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay."""
     warmup_steps: NonNegativeInt = 0

@@ -73,6 +73,7 @@ from .learning_rate import learning_rate_factor
 from .looking import Looking, Setting
 from .losses import LossWindow
 from .memory import find_parts, find_parts_on_cpu, is_out_of_memory, out_of_memory
+from .muon import Muon, matrices_of
 from .parallel import Parallel, same_weights
 from .progress import TrainingProgress
 from .saving import Saver
@@ -242,13 +243,7 @@ class Trainer:
             config.timestep_sampler, self.denoiser.schedule.timesteps
         )
         self.parameters = dict(self.network.named_parameters())
-        self.optimizer = _OPTIMIZERS[config.training.optimizer](
-            self.parameters.values(),
-            lr=config.training.learning_rate,
-            betas=config.training.betas,
-            weight_decay=config.training.weight_decay,
-            fused=True,
-        )
+        self.optimizer = self._made_optimizer()
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16
         )
@@ -311,6 +306,30 @@ class Trainer:
         self.window = LossWindow()
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
+
+    def _made_optimizer(self) -> torch.optim.Optimizer:
+        training, parameters = self.config.training, self.parameters.values()
+        if training.optimizer == "muon":
+            if self.parallel.sharded:
+                raise InkdropError(
+                    "muon needs whole matrices, and --training.parallel fsdp has parts of them: "
+                    "give --training.optimizer adamw, or --training.parallel ddp"
+                )
+            return Muon(
+                parameters,
+                matrices_of(self.network),
+                lr=training.learning_rate,
+                betas=training.betas,
+                weight_decay=training.weight_decay,
+            )
+        make: type[torch.optim.Adam] = _OPTIMIZERS[training.optimizer]
+        return make(
+            parameters,
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
 
     def _denoiser_of(self, network: nn.Module, like: Denoiser) -> Denoiser:
         return Denoiser(network, like.schedule, like.prediction, like.shape, like.learned_variance)
