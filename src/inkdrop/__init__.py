@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .data.loading import load_data
     from .data.pixels import to_float, to_uint8
     from .data.points import PointSet
+    from .diffusers_folder import from_diffusers
     from .diffusion import editing, forward, guidance, objectives, prediction, samplers
     from .diffusion.denoiser import Denoiser, Estimate
     from .diffusion.guidance import Guidance
@@ -61,6 +62,7 @@ _HOMES = {
     "bits_per_dim": "diffusion.likelihood",
     "compare": "report.compare",
     "evaluate": "evaluating",
+    "from_diffusers": "diffusers_folder",
     "invert": "diffusion.samplers",
     "load": "run",
     "load_data": "data.loading",
@@ -91,6 +93,7 @@ __all__ = [
     "editing",
     "evaluate",
     "forward",
+    "from_diffusers",
     "guidance",
     "invert",
     "load",

@@ -132,6 +132,10 @@ class SampleOptions:
     """newest, best (the lowest held-out loss), or a step that one was kept of."""
     batch_size: int = 256
     """How many are computed at once."""
+    precision: str = "float32"
+    """float32, or bfloat16 or float16, which are faster on a GPU and round more."""
+    compile: bool = False
+    """Compile the network first, which takes a minute and pays for thousands of images."""
     trajectory: bool = False
     """Also draw how they came about: trajectory.png, and trajectory.gif or paths.png."""
     device: str = "auto"

@@ -55,6 +55,7 @@ class Protocol:
     guidance_rescale: float | None = None
     classifier_guidance: float | None = None
     classifier: str | None = None
+    precision: str = "float32"
 
 
 def write_samples(
@@ -80,6 +81,8 @@ def write_samples(
     guidance_rescale: float | None = None,
     classifier_guidance: float | None = None,
     classifier: str | Path | None = None,
+    precision: str = "float32",
+    compile: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Write n samples, a picture of them and samples.json; all of them appear at once or none.
@@ -98,6 +101,7 @@ def write_samples(
             and paths.png for points.
         timesteps: also "fitted", for a run that has been fitted.
         classes … classifier: what they are told and how they are guided, see `steering`.
+        precision, compile: how the network is computed, see `acceleration.accelerated`.
         The rest is as for `sample`.
 
     Returns:
@@ -128,6 +132,8 @@ def write_samples(
         guidance_rescale=guidance_rescale,
         classifier_guidance=classifier_guidance,
         classifier=classifier,
+        precision=precision,
+        compile=compile,
     )
     n = steered.usual_count if n is None else n
     rule = {
@@ -135,6 +141,7 @@ def write_samples(
         f"eta{eta}": eta is not None,
         f"order{order}": order is not None,
         f"clip-{clip}": clip != "auto",
+        precision: precision != "float32",
     }
     parts = [sampler, str(len(table)), *(part for part, given in rule.items() if given)]
     parts += steered.words
@@ -184,6 +191,7 @@ def write_samples(
                 seed,
                 n,
                 **steered.facts,
+                precision=precision,
             )
             write_synced(writing / "samples.json", json.dumps(asdict(protocol), indent=1).encode())
             replace(folder, writing)

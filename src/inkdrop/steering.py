@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .acceleration import accelerated
 from .classifying import TrainedClassifier, find_classifier, load_classifier
 from .diffusion.denoiser import Denoiser
 from .diffusion.guidance import Guidance, classifier_guided, guided, through_x_start
@@ -98,6 +99,8 @@ def steering(
     guidance_rescale: float | None = None,
     classifier_guidance: float | None = None,
     classifier: str | Path | None = None,
+    precision: str = "float32",
+    compile: bool = False,
 ) -> Steering:
     """Check what is asked for, and make the denoiser that does it.
 
@@ -110,6 +113,7 @@ def steering(
         guidance_rescale: how much of the standard deviation to put back, 0 … 1.
         classifier_guidance: the scale of a classifier's gradient.
         classifier: the classifier's folder; by default the one that was trained on the run's data.
+        precision, compile: how the network is computed, see `acceleration.accelerated`.
 
     Raises:
         InkdropError: for a mistake in any of it.
@@ -132,7 +136,7 @@ def steering(
     made = None
     if guidance is not None:
         made = Guidance(guidance, interval, guidance_rescale or 0.0)  # type: ignore[arg-type]
-    denoiser = run.load_denoiser(weights)
+    denoiser = accelerated(run.load_denoiser(weights), precision, compile)
     if made is not None:
         denoiser = guided(denoiser, made)
     elif classifier_guidance is not None:
