@@ -1,6 +1,7 @@
 # make demo: set up, train on the embedded digits, sample, write the report
 # make test: set up, run every check
 # make notebooks: run those in examples/ at their full size, and keep what comes out in them
+# make bench: run every benchmark that this machine can; BENCH=--list shows them, --quick tries them
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ DEMO := runs/digits
 NOTEBOOKS := examples/gmm.ipynb examples/own_images.ipynb
 CELL_SECONDS := 300
 
-.PHONY: help install demo test lint notebooks clean
+.PHONY: help install demo test lint notebooks bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -57,6 +58,11 @@ notebooks: $(STAMP)
 			nbclient.execute(notebook, record_timing=False, timeout=None); \
 			nbformat.write(notebook, sys.argv[1])' $$notebook || exit 1; \
 	done
+
+bench: $(STAMP)
+	@$(BIN)/python -c 'from importlib.util import find_spec as f; exit(not (f("diffusers") and f("accelerate")))' || \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
