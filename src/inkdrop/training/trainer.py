@@ -590,8 +590,7 @@ class Trainer:
     def _compile(self) -> None:
         """Compile the network where asked to or where it pays; a first pass shows that it works."""
         choice = self.config.training.compile
-        pays = self.device.type == "cuda" and self.total - self.step >= _WORTH_COMPILING
-        if choice == "off" or (choice == "auto" and (not pays or self.parallel.sharded)):
+        if choice == "off" or (choice == "auto" and not self._compiling_pays):
             return
         began, plain = time.monotonic(), self.denoiser
         self.denoiser = self._denoiser_of(compiled(self.parallel.module), plain)
@@ -606,6 +605,11 @@ class Trainer:
             self._say(f"warning: not compiled, which would be faster ({reason})")
         else:
             self._say(f"compiled in {time.monotonic() - began:.0f} s")
+
+    @property
+    def _compiling_pays(self) -> bool:
+        enough = self.total - self.step >= _WORTH_COMPILING
+        return self.device.type == "cuda" and enough and not self.parallel.sharded
 
     def _find_accumulation(self) -> None:
         """Take the largest part of a batch at once that the device has memory for."""
