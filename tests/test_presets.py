@@ -17,6 +17,7 @@ POINTS = [name for name in PRESETS if name.startswith("points-")]
 SHAPES = {
     "digits": (1, 8, 8),
     "mnist": (1, 28, 28),
+    "mnist-gpu": (1, 28, 28),
     "fashion-mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
     "folder": (3, 32, 32),

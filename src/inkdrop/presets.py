@@ -40,20 +40,22 @@ def digits() -> Config:
 
 
 def mnist() -> Config:
-    """MNIST, 60,000 handwritten digits of 28×28 pixels: ten minutes on two cores."""
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: a quarter of an hour on two cores."""
     return Config(
         name="mnist",
         prediction="velocity",
+        timestep_sampler="stratified",
         data=DataConfig(source="mnist"),
         schedule=ScheduleConfig(kind="cosine", timesteps=1000),
         network=UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, patch_size=2),
         training=TrainingConfig(
-            steps=2800,
+            steps=4000,
             batch_size=64,
-            learning_rate=2e-3,
+            optimizer="muon",
+            learning_rate=7e-3,
             warmup_steps=100,
             decay="linear",
-            ema_decay=0.995,
+            ema_decay=0.998,
         ),
         logging=LoggingConfig(
             metrics_every=25, held_out_every=250, checkpoint_every=500, samples_every=500
@@ -61,8 +63,25 @@ def mnist() -> Config:
     )
 
 
+def mnist_gpu() -> Config:
+    """MNIST with a larger network: for a GPU, where it is meant to take a minute."""
+    config = mnist()
+    config.name = "mnist-gpu"
+    config.network = UNetConfig(
+        channels=64,
+        multipliers=(1, 2, 2),
+        blocks=2,
+        attention_resolutions=(8,),
+        head_channels=64,
+        time_injection="scale-shift",
+        patch_size=2,
+    )
+    config.training.steps, config.training.batch_size = 2500, 512
+    return config
+
+
 def fashion_mnist() -> Config:
-    """Fashion-MNIST, 60,000 pictures of clothes of 28×28 pixels: ten minutes on two cores."""
+    """Fashion-MNIST, 60,000 pictures of clothes of 28×28 pixels: as long as MNIST."""
     config = mnist()
     config.name = config.data.source = "fashion-mnist"
     return config
@@ -234,6 +253,7 @@ def _points(source: str) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "mnist": mnist,
+    "mnist-gpu": mnist_gpu,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": folder,

@@ -14,8 +14,9 @@ from inkdrop.training.trainer import Trainer, train
 def test_an_update_has_the_same_vectors_and_equal_values(shape):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(shape, generator=generator, dtype=torch.float64) ** 3
-    found = orthogonal(matrix)
+    found, other = orthogonal(torch.stack([matrix, matrix.flip(0)]))
     assert found.shape == shape
+    torch.testing.assert_close(other, found.flip(0))
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     within = u.T @ found @ vh.T  # diagonal: the same singular vectors
     torch.testing.assert_close(within, torch.diag(within.diagonal()), rtol=0, atol=1e-8)

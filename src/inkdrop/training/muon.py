@@ -51,26 +51,30 @@ class Muon(torch.optim.Optimizer):
         """Take a step down the gradients."""
         assert closure is None
         for group in self.param_groups:
-            others = []
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if id(parameter) in self._matrices:
-                    self._move(parameter, group)
-                else:
-                    others.append(parameter)
-            self._adamw(others, group)
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._muon([p for p in given if id(p) in self._matrices], group)
+            self._adamw([p for p in given if id(p) not in self._matrices], group)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(momentum, group["momentum"]).flatten(1)
-        update = orthogonal(ahead).reshape(parameter.shape)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * _LIKE_ADAM * math.sqrt(max(ahead.shape)))
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # Those of one shape at once: most matrices are too small to be worth an operation each.
+        shapes: dict[torch.Size, list[int]] = {}
+        for i, update in enumerate(ahead):
+            shapes.setdefault(update.flatten(1).shape, []).append(i)
+        for shape, members in shapes.items():
+            scale = -group["lr"] * _LIKE_ADAM * math.sqrt(max(shape))
+            updates = orthogonal(torch.stack([ahead[i].flatten(1) for i in members]))
+            for i, update in zip(members, updates, strict=True):
+                parameters[i].add_(update.reshape(parameters[i].shape), alpha=scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -100,18 +104,19 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix (M, N) with the same singular vectors, and singular values of about 1.
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (K, M, N) with the same singular vectors, and singular values of about 1.
 
     By Newton and Schulz's iteration, with Jordan's coefficients: quick rather than exact.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x: Tensor = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.T
+        square = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
 
 
 def matrices_of(network: nn.Module) -> list[nn.Parameter]:
