@@ -231,6 +231,7 @@ def mnist(options: argparse.Namespace) -> dict[str, Any]:
     arguments = [preset, "--training.device", options.device, "--out", str(run)]
     if options.as_it_comes:
         arguments += ["--steps", "20"] if options.quick else []
+        arguments += ["--logging.keep-checkpoints", "100000"]  # to look at, nothing is learnt by it
     else:
         wanted = 60 * options.minutes
 
@@ -254,7 +255,7 @@ def mnist(options: argparse.Namespace) -> dict[str, Any]:
     rows = read_metrics(run / "metrics.jsonl")
     checkpoints = finished_checkpoints(run / "checkpoints")
     if options.as_it_comes:
-        checkpoints = checkpoints[-1:]
+        checkpoints = [path for path in checkpoints if _is_shown(read_manifest(path)["step"])]
     else:
         due = {min(steps, every * k) for k in KEPT}
         checkpoints = [path for path in checkpoints if read_manifest(path)["step"] in due]
@@ -263,6 +264,10 @@ def mnist(options: argparse.Namespace) -> dict[str, Any]:
         for path in checkpoints
     ]
     evaluation = parts.once("samples", lambda: evaluated(run, options))
+    stochastic = parts.once(
+        "ancestral samples",
+        lambda: evaluated(run, options, sampler="ancestral", evaluations=100),
+    )
     return {
         "preset": preset,
         "training_seconds": training_seconds(run),
@@ -272,7 +277,13 @@ def mnist(options: argparse.Namespace) -> dict[str, Any]:
         "held_out_losses": held_out_losses(rows),
         "points": points,
         "samples": evaluation,
+        "ancestral_samples": stochastic,
     }
+
+
+def _is_shown(step: int) -> bool:
+    """Whether a step is one of 450 · 2ᵏ: alike in the logarithm of time."""
+    return step % 450 == 0 and (step // 450).bit_count() == 1
 
 
 def held_out_losses(rows: list[dict[str, Any]]) -> list[list[float]]:
@@ -316,14 +327,19 @@ def bound(
 
 
 def evaluated(
-    run: Path | inkdrop.Run, options: argparse.Namespace, n: int | None = None
+    run: Path | inkdrop.Run,
+    options: argparse.Namespace,
+    n: int | None = None,
+    sampler: str = "ddim",
+    evaluations: int = 50,
 ) -> dict[str, Any]:
     """The Fréchet distance of samples, with what real images get in their place."""
     loaded = run if isinstance(run, inkdrop.Run) else inkdrop.load(run, device=options.device)
     found = inkdrop.evaluate(
         loaded,
         n=options.samples if n is None else n,
-        evaluations=2 if options.quick else 50,
+        sampler=sampler,
+        evaluations=2 if options.quick else evaluations,
         extractor=options.extractor,
         metrics=("frechet_distance",),
         memorisation=False,
@@ -457,7 +473,7 @@ def main() -> None:
         path = write_result(name, content, results)
         if options.what == "digits":
             plot_digits(found, results / f"{name}.png")
-        elif not options.as_it_comes:
+        else:
             plot_mnist(found, results / f"{name}.png")
         kept = options.keep is not None or not options.quick
         print(f"written to {path}" if kept else "quick: nothing is kept")

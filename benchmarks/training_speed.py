@@ -4,7 +4,7 @@
     python benchmarks/training_speed.py ho-cifar10 --steps 1000 --name ho_cifar10_gpu
 
 Trains by the command line and writes results/NAME.json, with the grid of samples beside it as
-NAME.png. The preset mnist is made to last ten minutes on two CPU cores.
+NAME.png. The preset mnist is made to last a quarter of an hour on two CPU cores.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def test_the_trial_is_of_the_shape_proposed_and_of_the_preset_asked_for(
     monkeypatch.setattr(trials, "trial", trial)
     _, said, _ = data("check", photos, "--size", 8)
     data("check", photos, "--preset", "mnist")
-    assert asked == [("folder", (3, 8, 8), 3000), ("mnist", (3, 16, 20), 4000)]
+    assert asked == [("folder", (3, 8, 8), 3000), ("mnist", (3, 16, 20), 3600)]
     assert "1.2 M parameters, 3,000 steps of 64" in said
     assert "45 images/s on cpu: 2.0 h, 67 MB of memory" in said
 

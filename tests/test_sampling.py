@@ -45,6 +45,17 @@ def test_the_protocol_is_written_beside_them(finished_run: Path, tmp_path: Path)
     assert (protocol["n"], protocol["seed"], protocol["step"]) == (2, 0, 6)
 
 
+def test_half_precision_is_named_and_written_down(finished_run: Path) -> None:
+    run = inkdrop.load(finished_run)
+    folder = write_samples(run, n=2, steps=4, precision="bfloat16")
+    assert folder.name.endswith("-bfloat16-n2-seed0")
+    assert json.loads((folder / "samples.json").read_text())["precision"] == "bfloat16"
+    plain = json.loads((write_samples(run, n=2, steps=4) / "samples.json").read_text())
+    assert plain["precision"] == "float32"
+    with pytest.raises(InkdropError, match="float32, bfloat16 or float16, got 'half'"):
+        write_samples(run, n=2, steps=4, precision="half")
+
+
 def test_a_trajectory_adds_a_strip_and_a_film(finished_run: Path, tmp_path: Path) -> None:
     folder = write_samples(
         inkdrop.load(finished_run), n=2, steps=4, out=tmp_path / "made", trajectory=True

@@ -1,4 +1,4 @@
-"""How memory that was freed is kept at hand, which training on a CPU is a third faster for."""
+"""Memory that was freed, kept at hand: training on a CPU is about a fifth faster for it."""
 
 from __future__ import annotations
 

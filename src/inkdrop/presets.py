@@ -49,7 +49,7 @@ def mnist() -> Config:
         schedule=ScheduleConfig(kind="cosine", timesteps=1000),
         network=UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, patch_size=2),
         training=TrainingConfig(
-            steps=4000,
+            steps=3600,
             batch_size=64,
             optimizer="muon",
             learning_rate=7e-3,
@@ -58,7 +58,7 @@ def mnist() -> Config:
             ema_decay=0.998,
         ),
         logging=LoggingConfig(
-            metrics_every=25, held_out_every=250, checkpoint_every=500, samples_every=500
+            metrics_every=25, held_out_every=225, checkpoint_every=450, samples_every=450
         ),
     )
 

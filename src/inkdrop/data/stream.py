@@ -5,7 +5,7 @@ There is no state to save, and nothing depends on how many processes share a bat
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import MEMORY
 from ..errors import InkdropError, unknown_name
 from ..randomness import generator
+from ..threads import helper
 from .augment import Augmentation
 from .examples import Examples, to_x_start
 from .order import Order, Shuffled, Windowed
@@ -103,7 +104,7 @@ class Stream:
             labels = examples.labels
             self._labels = None if labels is None else labels.to(self.device)
         else:
-            self._ahead = ThreadPoolExecutor(1, "inkdrop-batch")
+            self._ahead = helper("inkdrop-batch")
             self._coming: tuple[int, Future[_Rows]] | None = None
 
     def indices(self, step: int) -> np.ndarray:

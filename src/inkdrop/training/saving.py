@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint, write_checkpoint
 from ..sharded_files import host_copy, is_shared
+from ..threads import helper
 
 Buffers = dict[str, dict[str, Tensor]]
 
@@ -47,7 +48,7 @@ class Saver:
         self.copied = self.stalled = 0.0
         self._write = write
         self._buffers: Buffers = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inkdrop-saver")
+        self._thread = helper("inkdrop-saver")
         self._writing: Future[object] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
