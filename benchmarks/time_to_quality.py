@@ -259,15 +259,15 @@ def mnist(options: argparse.Namespace) -> dict[str, Any]:
     else:
         due = {min(steps, every * k) for k in KEPT}
         checkpoints = [path for path in checkpoints if read_manifest(path)["step"] in due]
-    points = [
-        parts.once(path.name, lambda path=path: likelihood(run, path, options), least=60.0)
-        for path in checkpoints
-    ]
     evaluation = parts.once("samples", lambda: evaluated(run, options))
     stochastic = parts.once(
         "ancestral samples",
         lambda: evaluated(run, options, sampler="ancestral", evaluations=100),
     )
+    points = [
+        parts.once(path.name, lambda path=path: likelihood(run, path, options), least=60.0)
+        for path in checkpoints
+    ]
     return {
         "preset": preset,
         "training_seconds": training_seconds(run),
