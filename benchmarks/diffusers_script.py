@@ -37,15 +37,13 @@ import torch
 import torch.nn.functional as F
 from peers import (
     BETAS,
-    EMA_DECAY,
-    EMA_INVERSE_GAMMA,
-    EMA_POWER,
     EPSILON,
     GRADIENT_CLIP,
     LEARNING_RATE,
     NETWORKS,
     WARM_UP,
     WEIGHT_DECAY,
+    averaged,
     require_diffusers,
 )
 
@@ -147,7 +145,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train for as long as this session may; what timings.json holds."""
     from accelerate import Accelerator
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
     process_began = time.perf_counter()
@@ -163,15 +160,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     batches, shape = loader(options)
     unet = UNet2DModel(**network_config(options.network, shape))
-    ema = EMAModel(
-        unet.parameters(),
-        decay=EMA_DECAY,
-        use_ema_warmup=True,
-        inv_gamma=EMA_INVERSE_GAMMA,
-        power=EMA_POWER,
-        model_cls=type(unet),
-        model_config=unet.config,
-    )
+    ema = averaged(unet)
     scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS)
     optimizer = torch.optim.AdamW(
         unet.parameters(),

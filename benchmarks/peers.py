@@ -90,16 +90,6 @@ NETWORKS = {
 }
 
 
-def network_a(seed: int = 0) -> Any:
-    """The network "a" of diffusers: 3.7 million parameters."""
-    return NETWORKS["a"].build(seed)
-
-
-def network_b(seed: int = 0) -> Any:
-    """The network "b" of diffusers: 35.7 million parameters."""
-    return NETWORKS["b"].build(seed)
-
-
 def require_diffusers() -> None:
     """End the program with one line where diffusers is missing."""
     if not HAS_DIFFUSERS:
@@ -111,6 +101,31 @@ def peer_versions() -> dict[str, str]:
     if not HAS_DIFFUSERS:
         return {"diffusers": MISSING}
     return {name: package_version(name) for name in ("diffusers", "accelerate")}
+
+
+def setting(device: str) -> dict[str, Any]:
+    """What both sides run on, and as; for a result."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16 by autocast" if device == "cuda" else "float32",
+        "peers": peer_versions(),
+    }
+
+
+def averaged(network: Any) -> Any:
+    """The average of a network's weights as diffusers' script keeps it."""
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(
+        network.parameters(),
+        decay=EMA_DECAY,
+        use_ema_warmup=True,
+        inv_gamma=EMA_INVERSE_GAMMA,
+        power=EMA_POWER,
+        model_cls=type(network),
+        model_config=network.config,
+    )
 
 
 def random_images(name: str, count: int, seed: int = 0) -> Tensor:
@@ -187,22 +202,13 @@ class DiffusersTraining:
         from accelerate import Accelerator
         from diffusers import DDPMScheduler
         from diffusers.optimization import get_scheduler
-        from diffusers.training_utils import EMAModel
 
         self.accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision="bf16" if device == "cuda" else "no",
             dynamo_backend="inductor" if compiled else "no",
         )
-        self.ema = EMAModel(
-            network.parameters(),
-            decay=EMA_DECAY,
-            use_ema_warmup=True,
-            inv_gamma=EMA_INVERSE_GAMMA,
-            power=EMA_POWER,
-            model_cls=type(network),
-            model_config=network.config,
-        )
+        self.ema = averaged(network)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         optimizer = torch.optim.AdamW(
             network.parameters(),

@@ -37,9 +37,9 @@ from peers import (
     DiffusersTraining,
     inkdrop_config,
     inkdrop_network,
-    peer_versions,
     random_images,
     randomised,
+    setting,
 )
 from rates import (
     SIDE,
@@ -329,10 +329,7 @@ def main() -> None:
     name = options.name or f"same_work{'_compiled' * options.compiled}_{device}"
     folder = Path(tempfile.mkdtemp()) if options.quick else RESULTS
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "precision": "bfloat16 by autocast" if device == "cuda" else "float32",
-        "peers": peer_versions(),
+        **setting(device),
         "check": {},
         "comparisons": [],
     }

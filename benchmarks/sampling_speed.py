@@ -26,7 +26,7 @@ import paired
 import torch
 from common import RESULTS, write_result
 from paired import Measured, Side
-from peers import HAS_DIFFUSERS, MISSING, NETWORKS, inkdrop_network, peer_versions
+from peers import HAS_DIFFUSERS, MISSING, NETWORKS, inkdrop_network, setting
 from safetensors.torch import load_file, save_file
 
 SAMPLERS = {"ddim": 50, "dpm-solver++": 10}  # network evaluations
@@ -240,10 +240,7 @@ def main() -> None:
     variant = "_many" * bool(options.many) + "_compiled" * options.compiled
     folder = Path(tempfile.mkdtemp()) if options.quick else RESULTS
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "precision": "bfloat16 by autocast" if device == "cuda" else "float32",
-        "peers": peer_versions(),
+        **setting(device),
         "check": {},
         "comparisons": [],
     }
